@@ -1,0 +1,1 @@
+"""The shipped configurations: gin files, found by `lockstep` from any working directory."""
