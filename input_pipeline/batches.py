@@ -1,0 +1,183 @@
+"""Which examples each replica gets at which step, and their bytes, as tf.data datasets.
+
+The position of an example is a pure function of the step, so there is no state to save: a run that goes on at step s
+asks for the data from step s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from input_pipeline.noise import Noise
+from input_pipeline.order import shuffled_ids
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message is one line that names the thing and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """One feature of an example.
+
+    Attributes:
+      shape: without the batch.
+      dtype: name of the dtype, such as "float32".
+      cardinality: of integer features, how many values there are: classes, or words of a vocabulary.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    cardinality: int | None = None
+
+
+ElementSpec = Mapping[str, Feature]
+
+
+class Source(Protocol):
+    """Examples, numbered from 0."""
+
+    @property
+    def element_spec(self) -> ElementSpec:
+        """The features of an example."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The examples of `ids` (int64 `[n]`): name -> `[n, *shape]`. Traced into a tf.data function."""
+
+    def decode(self, samples: Any) -> Any:
+        """What a person reads: uint8 pictures `[n, height, width, 1 or 3]`, or a list of n texts."""
+
+
+class Transform(Protocol):
+    """A change of examples on their way to the model."""
+
+    def element_spec(self, spec: ElementSpec) -> ElementSpec:
+        """The features after the change."""
+
+    def __call__(self, batch: dict[str, tf.Tensor], noise: Noise) -> dict[str, tf.Tensor]:
+        """`batch` holds `noise.rows` examples; row i may draw row i of the noise and nothing else at random."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """The part of each global batch that one worker holds: that of replicas `first` … `first + count - 1` of `replicas`."""
+
+    replicas: int = 1
+    first: int = 0
+    count: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Source, order, transforms and a global batch size, as the datasets of one worker.
+
+    Attributes:
+      source: what is read.
+      global_batch: examples an update, over all replicas.
+      seed: of the order and of the transforms' noise.
+      transforms: applied to training examples in this order.
+      validation_transforms: applied to validation examples; their noise depends on the example's id alone.
+      validation: held-out examples, or None.
+    """
+
+    source: Source
+    global_batch: int
+    seed: int = 0
+    transforms: Sequence[Transform] = ()
+    validation: Source | None = None
+    validation_transforms: Sequence[Transform] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.source) == 0:
+            raise DataError(
+                "the source of training examples is empty: give one with at least one example"
+            )
+        if self.global_batch < 1:
+            raise ValueError(f"global_batch is {self.global_batch}: it must be at least 1")
+
+    @property
+    def element_spec(self) -> ElementSpec:
+        """The features of a training example after the transforms."""
+        spec = self.source.element_spec
+        for transform in self.transforms:
+            spec = transform.element_spec(spec)
+        return spec
+
+    def ids(self, positions: tf.Tensor) -> tf.Tensor:
+        """Ids of the examples at these positions of the training, int64 `[n]`."""
+        return shuffled_ids(positions, len(self.source), self.seed)
+
+    def training(self, worker: Slice, *, step: int = 0, updates: int = 1) -> tf.data.Dataset:
+        """The worker's examples from `step` on, without end.
+
+        Args:
+          worker: whose.
+          step: the first.
+          updates: global batches a step.
+
+        Returns:
+          A dataset whose elements belong in turn to each replica of the worker, then to the next step: name ->
+          `[updates, global_batch / replicas, …]`.
+        """
+        local = self.global_batch // worker.replicas
+
+        def read(index: tf.Tensor) -> dict[str, tf.Tensor]:
+            at_step, replica = index // worker.count, worker.first + index % worker.count
+            parts = []
+            for update in range(updates):
+                first = (at_step * updates + update) * self.global_batch + replica * local
+                batch = self.source.read(self.ids(first + tf.range(local, dtype=tf.int64)))
+                noise = Noise(self.seed, "transform", rows=local, first=first)
+                parts.append(_apply(self.transforms, batch, noise))
+            return tf.nest.map_structure(lambda *part: tf.stack(part), *parts)
+
+        indices = tf.data.Dataset.range(step * worker.count, tf.int64.max)
+        return _pipeline(indices.map(read, num_parallel_calls=tf.data.AUTOTUNE), worker)
+
+    def evaluation(self, worker: Slice, *, batch: int) -> tf.data.Dataset:
+        """The worker's part of one pass over the validation examples, in order of their ids.
+
+        Args:
+          worker: whose.
+          batch: examples a step over all replicas. The last step is padded by repeating the last example.
+
+        Returns:
+          A dataset whose elements belong in turn to each replica of the worker: (name -> `[batch / replicas, …]`, ids,
+          int64 `[batch / replicas]`, counted on beyond the end in the padding). Every worker has as many as any other.
+        """
+        assert self.validation is not None
+        source, local = self.validation, batch // worker.replicas
+        steps = -(-len(source) // batch)
+
+        def read(index: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+            at_step, replica = index // worker.count, worker.first + index % worker.count
+            first = at_step * batch + replica * local
+            ids = first + tf.range(local, dtype=tf.int64)
+            examples = source.read(tf.minimum(ids, len(source) - 1))
+            noise = Noise(self.seed, "validation_transform", rows=local, first=first)
+            return _apply(self.validation_transforms, examples, noise), ids
+
+        indices = tf.data.Dataset.range(steps * worker.count)
+        return _pipeline(indices.map(read, num_parallel_calls=tf.data.AUTOTUNE), worker)
+
+
+def _apply(
+    transforms: Sequence[Transform], batch: dict[str, tf.Tensor], noise: Noise
+) -> dict[str, tf.Tensor]:
+    for number, transform in enumerate(transforms):
+        batch = transform(batch, noise(f"{number}/{type(transform).__name__}"))
+    return batch
+
+
+def _pipeline(dataset: tf.data.Dataset, worker: Slice) -> tf.data.Dataset:
+    options = tf.data.Options()
+    options.deterministic = True
+    # Ids are sharded here, by replica; sharding by file starves workers (TRAPS 20).
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.with_options(options).prefetch(2 * worker.count)

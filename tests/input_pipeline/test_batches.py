@@ -1,0 +1,190 @@
+"""The same examples at the same step on any number of replicas and workers, and from any step on."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from input_pipeline.batches import Batches, DataError, Feature, Slice
+from input_pipeline.noise import Noise
+
+LENGTH, GLOBAL_BATCH = 37, 8
+LAYOUTS = [(1, 1), (2, 1), (4, 1), (2, 2), (4, 2), (8, 4)]  # Replicas, workers.
+
+
+class Pixels:
+    """Example i is an image full of i."""
+
+    def __init__(self, length=LENGTH):
+        self.length = length
+        self.element_spec = {"image": Feature((3,), "float32"), "id": Feature((), "int64")}
+
+    def __len__(self):
+        return self.length
+
+    def read(self, ids):
+        return {"image": tf.tile(tf.cast(ids, tf.float32)[:, tf.newaxis], [1, 3]), "id": ids}
+
+    def decode(self, samples):
+        return samples
+
+
+class Add:
+    """Adds normal noise, and counts itself in the spec."""
+
+    def element_spec(self, spec):
+        return {**spec, f"added{len(spec)}": Feature((), "float32")}
+
+    def __call__(self, batch, noise):
+        image = batch["image"] + noise("image").normal([3])
+        return {**batch, "image": image, f"added{len(batch)}": noise("number").uniform()}
+
+
+def make(**changes):
+    arguments = {
+        "source": Pixels(),
+        "global_batch": GLOBAL_BATCH,
+        "seed": 5,
+        "transforms": [Add(), Add()],
+    }
+    return Batches(**{**arguments, **changes})
+
+
+def steps(dataset, count):
+    """`count` elements, as dictionaries of arrays."""
+    return [tf.nest.map_structure(np.asarray, element) for element in dataset.take(count)]
+
+
+def global_steps(make_dataset, replicas, workers, count, axis):
+    """What all replicas of all workers get together, in the order of the replicas."""
+    per_worker = replicas // workers
+    elements = [
+        steps(make_dataset(Slice(replicas, worker * per_worker, per_worker)), count * per_worker)
+        for worker in range(workers)
+    ]
+    for step in range(count):
+        parts = [
+            element
+            for worker in elements
+            for element in worker[step * per_worker : (step + 1) * per_worker]
+        ]
+        yield tf.nest.map_structure(lambda *part: np.concatenate(part, axis), *parts)
+
+
+def assert_equal(one, other):
+    tf.nest.map_structure(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+@pytest.mark.parametrize("replicas, workers", LAYOUTS)
+def test_a_step_is_the_same_on_any_layout(replicas, workers, updates):
+    def dataset(worker):
+        return make().training(worker, step=3, updates=updates)
+
+    alone = steps(dataset(Slice()), 4)
+    assert alone[0]["image"].shape == (updates, GLOBAL_BATCH, 3)
+    for one, all_replicas in zip(
+        alone, global_steps(dataset, replicas, workers, 4, axis=1), strict=True
+    ):
+        assert_equal(one, all_replicas)
+
+
+@pytest.mark.parametrize("worker", [Slice(), Slice(4, 2, 2)])
+@pytest.mark.parametrize("start", [1, 7, 1000])
+def test_going_on_at_a_step_is_skipping_to_it(start, worker):
+    whole = make().training(worker, updates=2).skip(start * worker.count)
+    resumed = make().training(worker, step=start, updates=2)
+    for one, other in zip(steps(whole, 4), steps(resumed, 4), strict=True):
+        assert_equal(one, other)
+
+
+def test_each_epoch_has_each_example_once():
+    batches = steps(make().training(Slice(), updates=2), LENGTH)
+    ids = np.concatenate([batch["id"].ravel() for batch in batches])
+    epochs = ids.reshape(-1, LENGTH)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(LENGTH))
+    for one, other in itertools.combinations(epochs, 2):
+        assert not np.array_equal(one, other)
+    positions = tf.range(len(ids), dtype=tf.int64)
+    np.testing.assert_array_equal(make().ids(positions), ids)
+
+
+def test_the_noise_of_a_transform_follows_the_position():
+    """Also within a step of several updates, and from one epoch to the next."""
+    batches = steps(make(transforms=[Add()]).training(Slice(), step=2, updates=3), 3)
+    images = np.concatenate([batch["image"].reshape(-1, 3) for batch in batches])
+    ids = np.concatenate([batch["id"].ravel() for batch in batches])
+    noise = Noise(5, "transform/0/Add/image", rows=len(ids), first=2 * 3 * GLOBAL_BATCH)
+    expected = ids.astype(np.float32)[:, np.newaxis] + noise.normal([3])
+    np.testing.assert_array_equal(images, expected)
+
+
+def test_two_transforms_of_one_class_draw_other_numbers():
+    (batch,) = steps(make().training(Slice()), 1)
+    assert np.all(batch["added2"] != batch["added3"])
+
+
+def test_the_element_spec_is_that_after_the_transforms():
+    assert list(make().element_spec) == ["image", "id", "added2", "added3"]
+
+
+def test_the_seed_decides_order_and_noise():
+    (one,), (other,) = (steps(make(seed=seed).training(Slice()), 1) for seed in [5, 6])
+    assert not np.array_equal(one["id"], other["id"])
+    assert np.all(one["added2"] != other["added2"])
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 17])
+@pytest.mark.parametrize("replicas, workers", LAYOUTS)
+def test_an_evaluation_pass_has_each_example_once(length, replicas, workers):
+    batches = make(validation=Pixels(length), validation_transforms=[Add()])
+
+    def dataset(worker):
+        return batches.evaluation(worker, batch=8)
+
+    count = -(-length // 8)
+    per_worker = replicas // workers
+    for worker in range(workers):
+        part = dataset(Slice(replicas, worker * per_worker, per_worker))
+        assert len(list(part)) == count * per_worker
+
+    alone = steps(dataset(Slice()), count)
+    for one, all_replicas in zip(
+        alone, global_steps(dataset, replicas, workers, count, axis=0), strict=True
+    ):
+        assert_equal(one, all_replicas)
+    ids = np.concatenate([ids for _, ids in alone])
+    read = np.concatenate([batch["id"] for batch, _ in alone])
+    np.testing.assert_array_equal(ids, np.arange(count * 8))
+    np.testing.assert_array_equal(read[:length], np.arange(length))
+    assert np.all(read[length:] == length - 1)
+
+
+def test_validation_noise_depends_on_the_id_alone():
+    batches = make(validation=Pixels(17), validation_transforms=[Add()])
+    passes = [
+        np.concatenate([b["image"] for b, _ in batches.evaluation(Slice(), batch=batch)])[:17]
+        for batch in [1, 5, 8]
+    ]
+    np.testing.assert_array_equal(passes[0], passes[1])
+    np.testing.assert_array_equal(passes[0], passes[2])
+
+
+def test_the_datasets_are_in_order_and_not_sharded_by_file():
+    for dataset in [
+        make().training(Slice()),
+        make(validation=Pixels()).evaluation(Slice(), batch=4),
+    ]:
+        options = dataset.options()
+        assert options.deterministic
+        policy = options.experimental_distribute.auto_shard_policy
+        assert policy == tf.data.experimental.AutoShardPolicy.OFF
+
+
+def test_errors():
+    with pytest.raises(DataError, match="empty"):
+        make(source=Pixels(0))
+    with pytest.raises(ValueError, match="global_batch is 0"):
+        make(global_batch=0)
