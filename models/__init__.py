@@ -1,0 +1,1 @@
+"""Model families: networks, losses and samplers, each family an `objective.Objective`."""

@@ -1,0 +1,196 @@
+"""The layers and initialisers whose numbers must not depend on the number of replicas; all others are Keras' own.
+
+Random numbers come from named noise, so that example i has the same ones on every layout; batch statistics are taken over
+groups of a fixed number of examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from models.objective import Noise
+
+LOW_PRECISION = ("float16", "bfloat16")
+
+
+class Normal(keras.initializers.Initializer):
+    """Weights from a normal distribution of mean 0, not truncated.
+
+    Args:
+      noise: one row, under a name that no other weight has: then the weight has the same bits in any order of creation.
+      stddev: standard deviation.
+    """
+
+    def __init__(self, noise: Noise, stddev: float):
+        self.noise = noise
+        self.stddev = stddev
+
+    def __call__(self, shape: Sequence[int], dtype: str | None = None) -> tf.Tensor:
+        return _weight(self.noise.normal(shape) * self.stddev, dtype)
+
+
+class Uniform(keras.initializers.Initializer):
+    """Weights from the uniform distribution on (-limit, limit); `noise` as for `Normal`."""
+
+    def __init__(self, noise: Noise, limit: float):
+        self.noise = noise
+        self.limit = limit
+
+    def __call__(self, shape: Sequence[int], dtype: str | None = None) -> tf.Tensor:
+        return _weight((2 * self.noise.uniform(shape) - 1) * self.limit, dtype)
+
+
+class VarianceScaling(keras.initializers.Initializer):
+    """Normal weights of variance scale / fan, not truncated; `noise` as for `Normal`.
+
+    scale 1 with "fan_avg" is Glorot & Bengio 2010, scale 2 with "fan_in" He et al. 2015. Fans are Keras': the receptive
+    field times the last dimension but one (in) or the last (out).
+    """
+
+    def __init__(self, noise: Noise, scale: float = 1.0, mode: str = "fan_avg"):
+        if mode not in ("fan_in", "fan_out", "fan_avg"):
+            raise ValueError(f'mode is "{mode}": it must be "fan_in", "fan_out" or "fan_avg"')
+        self.noise = noise
+        self.scale = scale
+        self.mode = mode
+
+    def __call__(self, shape: Sequence[int], dtype: str | None = None) -> tf.Tensor:
+        field = math.prod(shape[:-2])
+        fan_in, fan_out = field * shape[-2], field * shape[-1]
+        fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[self.mode]
+        return _weight(self.noise.normal(shape) * math.sqrt(self.scale / fan), dtype)
+
+
+def _weight(rows: tf.Tensor, dtype: str | None) -> tf.Tensor:
+    return rows[0] if dtype is None else tf.cast(rows[0], dtype)
+
+
+class Dropout(keras.layers.Layer):
+    """Inverted dropout (Srivastava et al. 2014): zero with probability `rate`, else divided by 1 - rate."""
+
+    def __init__(self, rate: float, name: str):
+        super().__init__(name=name)
+        if not 0 <= rate < 1:
+            raise ValueError(f"the dropout rate is {rate}: it must be at least 0 and below 1")
+        self.rate = rate
+
+    def call(
+        self, x: tf.Tensor, *, noise: Noise | None = None, training: bool = False
+    ) -> tf.Tensor:
+        """`x` `[b, …]` of any floating dtype -> the same; `noise` has b rows and a name of its own for each call."""
+        if not training or self.rate == 0:
+            return x
+        if noise is None:
+            raise ValueError(f'"{self.path}" drops at rate {self.rate}: give it noise to train')
+        # Compared before any cast: a uniform number rounded to bfloat16 would shift the rate.
+        keep = noise.uniform(x.shape[1:]) >= self.rate
+        return tf.where(keep, x / (1 - self.rate), tf.zeros_like(x))
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        return tuple(input_shape)
+
+
+class GhostBatchNorm(keras.layers.Layer):
+    """Batch normalisation over groups of consecutive examples (Ioffe & Szegedy 2015; ghost: Hoffer et al. 2017).
+
+    Since a group has a fixed size, the statistics are the same on any number of replicas and need no collective. The
+    moving averages take the mean over the groups of their means and of their (biased) variances, which is linear in
+    groups, so that replicas and microbatches may be averaged. A layer called several times in one loss moves them once
+    a call, one call after the other.
+
+    Args:
+      group: examples a group; it must divide the batch (of one replica, and the microbatch) in training.
+      name: of the layer.
+      momentum: the share that the moving averages keep at each call.
+      epsilon: added to the variance.
+      center, scale: whether there is a shift (beta), a factor (gamma).
+    """
+
+    def __init__(
+        self,
+        group: int,
+        name: str,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+    ):
+        super().__init__(name=name)
+        if group < 1:
+            raise ValueError(f"the group of {name} is {group}: it must be at least 1 example")
+        self.group = group
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.center = center
+        self.scale = scale
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Parameters and moving averages, `[channels]` each, in the variable dtype: mixed precision leaves them alone."""
+
+        def weight(name: str, value: str, trainable: bool) -> keras.Variable:
+            return self.add_weight(
+                name=name,
+                shape=(input_shape[-1],),
+                initializer=value,
+                trainable=trainable,
+                autocast=False,
+            )
+
+        self.gamma = weight("gamma", "ones", True) if self.scale else None
+        self.beta = weight("beta", "zeros", True) if self.center else None
+        self.moving_mean = weight("moving_mean", "zeros", False)
+        self.moving_variance = weight("moving_variance", "ones", False)
+
+    def call(
+        self, x: tf.Tensor, *, training: bool = False, update_statistics: bool = True
+    ) -> tf.Tensor:
+        """Normalises each channel.
+
+        Args:
+          x: `[b, …, channels]`; with float16 and bfloat16 the statistics are computed in float32.
+          training: with the group's own statistics, else with the moving averages.
+          update_statistics: whether training moves the moving averages. False where a loss runs a network that another
+            phase trains.
+
+        Returns:
+          As `x`.
+        """
+        wide = tf.cast(x, tf.float32) if x.dtype.name in LOW_PRECISION else x
+        if not training:
+            return self._normalise(wide, self.moving_mean, self.moving_variance, x.dtype)
+        rows = x.shape[0]
+        if rows is None or rows % self.group:
+            raise ValueError(
+                f'"{self.path}" normalises groups of {self.group} examples, which does not divide its batch of {rows}; '
+                "choose a group that divides the batch of a replica and the microbatch"
+            )
+        # [groups, examples and positions of a group, channels]
+        grouped = tf.reshape(wide, [rows // self.group, -1, x.shape[-1]])
+        mean = tf.reduce_mean(grouped, 1, keepdims=True)
+        variance = tf.reduce_mean(tf.math.squared_difference(grouped, mean), 1, keepdims=True)
+        if update_statistics:
+            self._move(self.moving_mean, mean)
+            self._move(self.moving_variance, variance)
+        return tf.reshape(self._normalise(grouped, mean, variance, x.dtype), x.shape)
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        return tuple(input_shape)
+
+    def _move(self, average: keras.Variable, groups: tf.Tensor) -> None:
+        batch = tf.cast(tf.reduce_mean(groups, [0, 1]), average.dtype)
+        average.assign(average * self.momentum + batch * (1 - self.momentum))
+
+    def _normalise(
+        self, x: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, dtype: tf.DType
+    ) -> tf.Tensor:
+        factor = tf.math.rsqrt(tf.cast(variance, x.dtype) + self.epsilon)
+        if self.gamma is not None:
+            factor *= tf.cast(self.gamma, x.dtype)
+        y = (x - tf.cast(mean, x.dtype)) * factor
+        if self.beta is not None:
+            y += tf.cast(self.beta, x.dtype)
+        return tf.cast(y, dtype)

@@ -1,0 +1,130 @@
+"""What a model family gives the trainer: its networks, and the phases of one training step.
+
+A network is a Keras layer. Whatever it must remember besides its weights (moving averages, codebook counts) it assigns
+inside the loss as any Keras layer does; the trainer calls losses in a `keras.StatelessScope`, so nothing moves there and
+then: the new values are averaged over microbatches and replicas and assigned with the update. A new value must therefore
+be linear in means over examples, which makes the average exact on any number of replicas.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import keras
+import tensorflow as tf
+
+Batch = Mapping[str, tf.Tensor]
+"""Features of b examples: name -> `[b, …]`. Floating features have the dtype of the noise, the precision of losses."""
+
+Metrics = Mapping[str, tf.Tensor]
+"""name -> `[b]`: one number an example, so that means are exact whatever the number of replicas."""
+
+
+class Noise(Protocol):
+    """Named random numbers, row i for example i: see `input_pipeline.noise`, which the trainer hands to objectives."""
+
+    @property
+    def rows(self) -> int:
+        """How many examples the numbers are for."""
+
+    @property
+    def dtype(self) -> tf.DType:
+        """Of the numbers, and of losses."""
+
+    def __call__(self, name: str) -> Noise:
+        """A child stream of that name."""
+
+    def uniform(self, shape: Sequence[int] = ()) -> tf.Tensor:
+        """`[rows, *shape]` in the open interval (0, 1)."""
+
+    def normal(self, shape: Sequence[int] = ()) -> tf.Tensor:
+        """`[rows, *shape]`, mean 0, variance 1."""
+
+
+class Feature(Protocol):
+    """What an objective may know of one feature of the data: see `input_pipeline.batches`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Without the batch."""
+
+    @property
+    def dtype(self) -> str:
+        """Its name."""
+
+    @property
+    def cardinality(self) -> int | None:
+        """Of integers: how many values there are."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """How the variables of a phase move: an update rule, a learning rate, a limit to the gradient.
+
+    Args:
+      rule: makes a Keras optimiser, of which only the update rule, its slots and `weight_decay` are used; its own
+        learning rate is ignored. Example: `functools.partial(keras.optimizers.Adam, beta_1=0.5)`.
+      learning_rate: a number, or a function of the training step (scalar int64), such as a Keras schedule.
+      clip_norm: the gradient, summed over all replicas, is scaled down to this global norm (Pascanu et al. 2013).
+    """
+
+    rule: Callable[[], keras.optimizers.Optimizer] = keras.optimizers.Adam
+    learning_rate: float | Callable[[tf.Tensor], tf.Tensor] = 1e-3
+    clip_norm: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Average:
+    """An exponential moving average of a network's weights, for evaluation and samples.
+
+    After the n-th update that was not skipped (from 1), `copy += (1 - d) * (source - copy)` with
+    `d = min(decay, n / (10 + n))`, so that early weights are forgotten soon. Both networks have the same weights in the same order.
+    """
+
+    source: keras.layers.Layer
+    copy: keras.layers.Layer
+    decay: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One optimiser update, made `updates` times a step.
+
+    Attributes:
+      name: of the phase, in metrics, noise and messages.
+      variables: those which the update moves, and no other.
+      loss: `loss(batch, noise, step) -> (per_example_loss [b], metrics {name: [b]})`, a pure function of its arguments and
+        the variables; `step` is a scalar int64 tensor. The trainer minimises the mean over the global batch.
+      optimizer: how they move.
+      updates: how often a step updates this phase, each time on fresh examples and noise.
+      reads: False if the phase reuses the examples of the update before it (then `updates` is 1).
+      average: moved after each update of the phase.
+    """
+
+    name: str
+    variables: Sequence[keras.Variable]
+    loss: Callable[[Batch, Noise, tf.Tensor], tuple[tf.Tensor, Metrics]]
+    optimizer: Optimizer
+    updates: int = 1
+    reads: bool = True
+    average: Average | None = None
+
+
+class Objective(Protocol):
+    """A model family, made from the data's element spec `{name: Feature}` (shapes without the batch)."""
+
+    networks: Mapping[str, keras.layers.Layer]
+    """After `build`: every network, by the name under which checkpoints keep it."""
+    phases: Sequence[Phase]
+    """After `build`: in the order in which a step runs them."""
+
+    def build(self, noise: Noise) -> None:
+        """Makes the networks; called once, in the strategy's scope. `noise` has one row, for initial weights."""
+
+    def evaluate(self, batch: Batch, noise: Noise, step: tf.Tensor) -> Metrics:
+        """Metrics of held-out examples, per example `[b]`; the trainer takes exact means over the split."""
+
+    def sample(self, noise: Noise) -> Any:
+        """`noise.rows` samples, in the form of a feature of the source, for `source.decode`."""

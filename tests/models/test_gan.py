@@ -1,0 +1,416 @@
+"""Adversarial losses in closed form, the GAN's phases against NumPy, and its networks' sizes."""
+
+import functools
+import platform
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from input_pipeline.batches import Feature
+from input_pipeline.noise import Noise
+from models import image_networks
+from models.gan import GAN
+from models.gan_losses import HINGE, NON_SATURATING, WASSERSTEIN, gradient_penalty
+from models.image_networks import (
+    ConvolutionalDecoder,
+    ConvolutionalEncoder,
+    MLPDecoder,
+    MLPEncoder,
+    leaky_relu,
+)
+from tests.models.objective_checks import (
+    build,
+    check_builds_alike_twice,
+    check_lowers_to_xla,
+    check_phase,
+    check_rows_are_their_own,
+    run_phase,
+    variables,
+)
+
+ROWS = 8
+
+
+def spec(*shape):
+    return {"image": Feature(shape, "float32")}
+
+
+def images(dtype=tf.float32, shape=(8, 8, 1)):
+    return {"image": tf.cast(tf.random.stateless_uniform((ROWS, *shape), (1, 2)), dtype)}
+
+
+def convolutional(loss="non_saturating", **arguments):
+    """8×8 images, two stages, ghost groups of 4 (none in a critic) and dropout."""
+    return GAN(
+        spec(8, 8, 1),
+        generator=functools.partial(ConvolutionalDecoder, width=4, stages=2, group=4),
+        discriminator=functools.partial(
+            ConvolutionalEncoder,
+            width=4,
+            stages=2,
+            group=0 if loss == "wgan_gp" else 4,
+            dropout=0.2,
+        ),
+        latent=4,
+        loss=loss,
+        **arguments,
+    )
+
+
+def linear(loss, **arguments):
+    """G(z) = tanh(zV + c) and D(x) = xw + b on 2×3 pictures, for closed forms."""
+    return GAN(
+        spec(2, 3, 1),
+        generator=functools.partial(MLPDecoder, widths=()),
+        discriminator=functools.partial(MLPEncoder, widths=()),
+        latent=4,
+        loss=loss,
+        **arguments,
+    )
+
+
+# Losses
+
+
+def test_non_saturating_loss():
+    sigmoid = 1 / (1 + np.exp(-np.array([-2.0, 0.0, 3.0])))
+    logits = tf.constant([-2.0, 0.0, 3.0], tf.float64)
+    np.testing.assert_allclose(NON_SATURATING.real(logits), -np.log(sigmoid), rtol=1e-12)
+    np.testing.assert_allclose(NON_SATURATING.fake(logits), -np.log(1 - sigmoid), rtol=1e-12)
+    np.testing.assert_allclose(NON_SATURATING.generator(logits), -np.log(sigmoid), rtol=1e-12)
+    assert np.isfinite(NON_SATURATING.fake(tf.constant([1e4]))[0])
+
+
+def test_hinge_loss():
+    output = tf.constant([-2.0, 0.0, 0.5, 3.0])
+    np.testing.assert_allclose(HINGE.real(output), [3, 1, 0.5, 0])
+    np.testing.assert_allclose(HINGE.fake(output), [0, 1, 1.5, 4])
+    np.testing.assert_allclose(HINGE.generator(output), [2, 0, -0.5, -3])
+
+
+def test_wasserstein_loss():
+    output = tf.constant([-2.0, 0.0, 3.0])
+    np.testing.assert_allclose(WASSERSTEIN.real(output), [2, 0, -3])
+    np.testing.assert_allclose(WASSERSTEIN.fake(output), [-2, 0, 3])
+    np.testing.assert_allclose(WASSERSTEIN.generator(output), [2, 0, -3])
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_gradient_penalty_of_a_linear_critic(jit):
+    """(‖w‖ - 1)² for every example, with derivative 2 (‖w‖ - 1) w / ‖w‖."""
+    w = tf.constant([[2.0], [-1.0], [2.0]], tf.float64)
+    real, fake = tf.random.stateless_normal((2, 5, 3), (1, 2), dtype=tf.float64)
+
+    @tf.function(jit_compile=jit)
+    def run(w):
+        with tf.GradientTape() as tape:
+            tape.watch(w)
+            penalty = gradient_penalty(
+                lambda x: (x @ w)[:, 0], real, fake, tf.fill([5], tf.constant(0.3, tf.float64))
+            )
+        return penalty, tape.gradient(penalty, w)
+
+    penalty, gradient = run(w)
+    np.testing.assert_allclose(penalty, np.full(5, 4.0), rtol=1e-10)
+    np.testing.assert_allclose(gradient, 5 * 2 * 2 * w / 3, rtol=1e-10)
+
+
+def test_gradient_penalty_is_taken_between_real_and_fake():
+    """The critic ‖x‖²/2 has the gradient x."""
+    real, fake = np.random.default_rng(0).normal(size=(2, 4, 2, 3))
+    fraction = np.array([0.0, 0.25, 0.5, 1.0])
+    penalty = gradient_penalty(
+        lambda x: tf.reduce_sum(x**2, [1, 2]) / 2,
+        tf.constant(real),
+        tf.constant(fake),
+        tf.constant(fraction),
+    )
+    x = fraction[:, None, None] * real + (1 - fraction)[:, None, None] * fake
+    np.testing.assert_allclose(
+        penalty, (np.sqrt((x**2).sum((1, 2))) - 1) ** 2, rtol=1e-9, atol=1e-12
+    )
+
+
+def test_gradient_penalty_of_a_constant_critic_has_a_finite_gradient():
+    w = tf.zeros([3, 1])
+    with tf.GradientTape() as tape:
+        tape.watch(w)
+        penalty = gradient_penalty(
+            lambda x: (x @ w)[:, 0], tf.ones([2, 3]), tf.zeros([2, 3]), tf.fill([2], 0.5)
+        )
+    np.testing.assert_allclose(penalty, [1, 1], rtol=1e-5)
+    assert np.all(np.isfinite(tape.gradient(penalty, w)))
+
+
+# The objective against NumPy
+
+
+@pytest.mark.parametrize("loss", ["non_saturating", "hinge", "wgan_gp"])
+def test_phases_of_a_linear_gan(loss):
+    gan = build(lambda: linear(loss, penalty_weight=7.0), "float64")
+    values = {path: v.numpy() for path, v in variables(gan).items()}
+    w, b = values["discriminator/dense/kernel"], values["discriminator/dense/bias"]
+    v, c = values["generator/dense/kernel"], values["generator/dense/bias"]
+    batch = images(tf.float64, (2, 3, 1))
+    softplus = functools.partial(np.logaddexp, 0)
+    real_loss, fake_loss, generator_loss = {
+        "non_saturating": (lambda o: softplus(-o), softplus, lambda o: softplus(-o)),
+        "hinge": (lambda o: np.maximum(0, 1 - o), lambda o: np.maximum(0, 1 + o), np.negative),
+        "wgan_gp": (np.negative, np.positive, np.negative),
+    }[loss]
+
+    def outputs(phase):
+        z = Noise(1, f"{phase}/latent", rows=ROWS, step=3, dtype=tf.float64).normal([4])
+        return np.tanh(z @ v + c) @ w[:, 0] + b
+
+    discriminator, generator = gan.phases
+    real = (2 * batch["image"].numpy().reshape(ROWS, 6) - 1) @ w[:, 0] + b
+    fake = outputs("discriminator")
+    expected = real_loss(real) + fake_loss(fake)
+    if loss == "wgan_gp":
+        expected += 7 * (np.linalg.norm(w) - 1) ** 2
+    result, metrics, _, moved = run_phase(gan, discriminator, batch, tf.float64)
+    np.testing.assert_allclose(result, expected, rtol=1e-10)
+    np.testing.assert_allclose(metrics["real_output"], real, rtol=1e-12)
+    np.testing.assert_allclose(metrics["fake_output"], fake, rtol=1e-12)
+    np.testing.assert_allclose(metrics["real_loss"], real_loss(real), rtol=1e-12)
+    np.testing.assert_allclose(metrics["fake_loss"], fake_loss(fake), rtol=1e-12)
+    if loss == "wgan_gp":
+        np.testing.assert_allclose(
+            metrics["gradient_penalty"], (np.linalg.norm(w) - 1) ** 2, rtol=1e-9
+        )
+    else:
+        share = ((real > 0).astype(float) + (fake < 0)) / 2
+        np.testing.assert_array_equal(metrics["accuracy"], share)
+    assert not moved
+    result, metrics, _, _ = run_phase(gan, generator, batch, tf.float64)
+    fake = outputs("generator")
+    np.testing.assert_allclose(result, generator_loss(fake), rtol=1e-12)
+    np.testing.assert_allclose(metrics["fake_output"], fake, rtol=1e-12)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_evaluate_and_sample_use_the_averaged_generator(decay):
+    gan = build(lambda: linear("hinge", average_decay=decay), "float64")
+    values = variables(gan)
+    name = "generator_average" if decay else "generator"
+    assert ("generator_average" in gan.networks) == bool(decay)
+    kernel = values[f"{name}/dense/kernel"]
+    kernel.assign(3 * kernel)
+    z = Noise(5, "evaluate/latent", rows=ROWS, dtype=tf.float64).normal([4]).numpy()
+    image = np.tanh(z @ kernel.numpy() + values[f"{name}/dense/bias"].numpy())
+    noise = Noise(5, "evaluate", rows=ROWS, dtype=tf.float64)
+    samples = gan.sample(noise).numpy()
+    assert samples.shape == (ROWS, 2, 3, 1) and samples.min() >= 0 and samples.max() <= 1
+    np.testing.assert_allclose(samples.reshape(ROWS, 6), (image + 1) / 2, atol=1e-14)
+    w = values["discriminator/dense/kernel"].numpy()[:, 0]
+    batch = images(tf.float64, (2, 3, 1))
+    real = (2 * batch["image"].numpy().reshape(ROWS, 6) - 1) @ w
+    metrics = gan.evaluate(
+        batch, Noise(5, "evaluate", rows=ROWS, dtype=tf.float64), tf.constant(0, tf.int64)
+    )
+    np.testing.assert_allclose(metrics["real_output"], real, rtol=1e-12)
+    np.testing.assert_allclose(metrics["fake_output"], image @ w, rtol=1e-12)
+    np.testing.assert_allclose(metrics["generator_loss"], -image @ w, rtol=1e-12)
+    np.testing.assert_allclose(
+        metrics["discriminator_loss"],
+        np.maximum(0, 1 - real) + np.maximum(0, 1 + image @ w),
+        rtol=1e-12,
+    )
+
+
+def test_the_phases_and_the_average():
+    gan = build(lambda: convolutional(critic_updates=3, average_decay=0.99))
+    discriminator, generator = gan.phases
+    assert (discriminator.name, discriminator.updates, discriminator.reads) == (
+        "discriminator",
+        3,
+        True,
+    )
+    assert (generator.name, generator.updates, generator.reads) == ("generator", 1, False)
+    assert all(v.path.startswith("discriminator/") for v in discriminator.variables)
+    assert all(v.path.startswith("generator/") for v in generator.variables)
+    assert discriminator.average is None and generator.average.decay == 0.99
+    pairs = zip(generator.average.source.weights, generator.average.copy.weights, strict=True)
+    for source, copy in pairs:
+        assert copy.path == source.path.replace("generator", "generator_average")
+        assert source.value is not copy.value
+        np.testing.assert_array_equal(source.numpy(), copy.numpy())
+
+
+# The phases as the trainer runs them
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["plain", "xla"])
+@pytest.mark.parametrize("policy", ["float32", "float64", "mixed_bfloat16"])
+@pytest.mark.parametrize("loss", ["non_saturating", "wgan_gp"])
+def test_gradients_are_finite_and_each_phase_moves_its_own_statistics(loss, policy, jit):
+    gan = build(lambda: convolutional(loss), policy)
+    batch = images(tf.float64 if policy == "float64" else tf.float32)
+    # A critic's loss does not change with its level.
+    still = ["discriminator/dense/bias"] if loss == "wgan_gp" else []
+    moved = [check_phase(gan, phase, batch, policy, jit, still) for phase in gan.phases]
+    assert moved[0] == (
+        set()
+        if loss == "wgan_gp"
+        else {f"discriminator/norm_1/moving_{s}" for s in ("mean", "variance")}
+    )
+    assert moved[1] == {
+        f"generator/norm_{i}/moving_{s}" for i in (0, 1) for s in ("mean", "variance")
+    }
+
+
+@pytest.mark.parametrize("loss", ["hinge", "wgan_gp"])
+def test_rows_depend_on_their_own_example_and_group(loss):
+    gan = build(lambda: convolutional(loss), "float64")
+    for phase in gan.phases:
+        check_rows_are_their_own(gan, phase, images(tf.float64))
+
+
+def test_the_discriminators_dropout_differs_for_real_and_generated_examples():
+    """With the same examples for both, D(real) is not D(fake)."""
+    gan = build(convolutional)
+    x, noise = 2 * images()["image"] - 1, Noise(1, "discriminator", rows=ROWS)
+    real, fake = (
+        gan._output(x, noise, which, training=True, update=False) for which in ("real", "fake")
+    )
+    assert np.all(np.abs(real - fake) > 1e-6)
+
+
+@pytest.mark.parametrize("loss", ["non_saturating", "wgan_gp"])
+def test_losses_lower_to_xla(loss):
+    gan = build(lambda: convolutional(loss))
+    for phase in gan.phases:
+        check_lowers_to_xla(gan, phase, images())
+
+
+def test_builds_alike_twice():
+    check_builds_alike_twice(convolutional)
+
+
+# Networks
+
+
+def test_parameter_counts_by_hand():
+    gan = build(
+        lambda: GAN(
+            spec(28, 28, 1),
+            generator=functools.partial(ConvolutionalDecoder, width=32, group=4),
+            discriminator=functools.partial(ConvolutionalEncoder, width=32, group=4),
+        )
+    )
+    sizes = {path: int(np.prod(v.shape)) for path, v in variables(gan).items()}
+    assert {p: n for p, n in sizes.items() if p.startswith("generator/")} == {
+        "generator/dense/kernel": 64 * 7 * 7 * 64,
+        **{f"generator/norm_0/{p}": 64 for p in NORM},
+        "generator/convolution_0/kernel": 4 * 4 * 64 * 32,
+        **{f"generator/norm_1/{p}": 32 for p in NORM},
+        "generator/convolution_1/kernel": 4 * 4 * 32 * 1,
+        "generator/convolution_1/bias": 1,
+    }
+    assert {p: n for p, n in sizes.items() if p.startswith("discriminator/")} == {
+        "discriminator/convolution_0/kernel": 4 * 4 * 1 * 32,
+        "discriminator/convolution_0/bias": 32,
+        "discriminator/convolution_1/kernel": 4 * 4 * 32 * 64,
+        **{f"discriminator/norm_1/{p}": 64 for p in NORM},
+        "discriminator/dense/kernel": 7 * 7 * 64,
+        "discriminator/dense/bias": 1,
+    }
+
+
+NORM = ("gamma", "beta", "moving_mean", "moving_variance")
+
+
+@pytest.mark.parametrize(
+    ("side", "channels", "stages", "base"),
+    [(8, 1, None, 4), (8, 1, 2, 2), (28, 1, None, 7), (48, 3, None, 6), (64, 3, None, 4)],
+)
+def test_sizes(side, channels, stages, base):
+    shape, noise = (side, side, channels), Noise(1, "init", rows=1)
+    decoder = ConvolutionalDecoder(shape, 5, noise=noise("d"), name="d", width=2, stages=stages)
+    encoder = ConvolutionalEncoder(shape, 6, noise=noise("e"), name="e", width=2, stages=stages)
+    image = decoder(tf.ones([2, 5]))
+    assert decoder.base_shape[:2] == (base, base) and image.shape == (2, *shape)
+    assert encoder(image).shape == (2, 6)
+
+
+def test_the_paper_s_generator():
+    """DCGAN, figure 1: 100 latents to 4×4×1024, then 512, 256 and 128 channels, and 64×64×3."""
+    decoder = ConvolutionalDecoder(
+        (64, 64, 3), 100, noise=Noise(1, "init", rows=1), name="g", width=128, group=4
+    )
+    assert decoder.base_shape == (4, 4, 1024)
+    assert [layer.kernel.shape[-2:] for layer in decoder.convolutions] == [
+        (512, 1024),
+        (256, 512),
+        (128, 256),
+        (3, 128),
+    ]
+
+
+def test_leaky_relu():
+    x = tf.constant([[-2.0, 0.0], [3.0, -0.5]])
+    np.testing.assert_allclose(leaky_relu(x), [[-0.4, 0], [3, -0.1]], rtol=1e-6)
+
+
+@pytest.mark.skipif(
+    not tf.__version__.startswith("2.21") or platform.machine() != "x86_64",
+    reason="seen with TensorFlow 2.21 and oneDNN",
+)
+@pytest.mark.parametrize("needed", [True, False])
+def test_leaky_relu_keeps_the_remapper_quiet_and_is_still_needed(needed, capfd, monkeypatch):
+    if needed:
+        monkeypatch.setattr(image_networks, "leaky_relu", lambda x: tf.nn.leaky_relu(x, 0.2))
+    gan = build(convolutional)
+    run_phase(gan, gan.phases[0], images())
+    assert ("remapper failed" in capfd.readouterr().err) == needed
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("shape", "stages", "message"),
+    [
+        ((28, 32, 1), None, "28×32×1"),
+        ((6, 6, 1), None, "6×6×1"),
+        ((96, 96, 3), None, "96×96×3"),
+        ((32, 32, 4), None, "32×32×4"),
+        ((30, 30, 1), None, "cannot be halved 2 times"),
+        ((8, 8, 1), 4, "cannot be halved 4 times"),
+        ((8, 8, 1), 0, "stages 0"),
+    ],
+)
+def test_images_that_do_not_fit_are_named(shape, stages, message):
+    discriminator = functools.partial(ConvolutionalEncoder, stages=stages)
+    generator = functools.partial(ConvolutionalDecoder, stages=stages)
+    for arguments in ({"generator": generator}, {"discriminator": discriminator}):
+        with pytest.raises(ValueError, match=message):
+            build(lambda arguments=arguments: GAN(spec(*shape), **arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss": "lsgan"}, "must be one of non_saturating, hinge, wgan_gp"),
+        ({"critic_updates": 0}, "critic_updates 0"),
+        ({"average_decay": 1.0}, "average_decay is 1.0"),
+    ],
+)
+def test_arguments_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GAN(spec(8, 8, 1), **arguments)
+
+
+def test_data_without_images_is_named():
+    with pytest.raises(ValueError, match='label but no "image"'):
+        GAN({"label": Feature((), "int32", 10)})
+    with pytest.raises(ValueError, match=r"uint8 \[8, 8, 1\]"):
+        GAN({"image": Feature((8, 8, 1), "uint8")})
+
+
+def test_a_critic_has_no_batch_norm():
+    discriminator = functools.partial(ConvolutionalEncoder, stages=2, group=4)
+    with pytest.raises(ValueError, match="set the discriminator's group to 0"):
+        build(lambda: GAN(spec(8, 8, 1), loss="wgan_gp", discriminator=discriminator))

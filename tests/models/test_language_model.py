@@ -1,0 +1,305 @@
+"""The language model: losses in closed form, dense gradients, and draws against the distribution they come from."""
+
+import keras
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+import tensorflow as tf
+
+from input_pipeline.batches import Feature
+from input_pipeline.noise import Noise
+from models.categorical import draw
+from models.embedding import embed
+from models.language_model import LSTMLanguageModel
+from tests.models import objective_checks as checks
+
+VOCABULARY, WINDOW, ROWS = 7, 6, 8
+SPEC = {"tokens": Feature((WINDOW + 1,), "int32", VOCABULARY)}
+TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, [ROWS, WINDOW + 1]).astype(np.int32)
+STEP = 0
+
+
+def make(**changes):
+    return LSTMLanguageModel(SPEC, **{"embedding": 5, "widths": [6, 5], **changes})
+
+
+def build(policy="float64", **changes):
+    return checks.build(lambda: make(**changes), policy)
+
+
+def batch(tokens=TOKENS):
+    return {"tokens": tf.constant(tokens)}
+
+
+def noise(rows=ROWS, first=0, seed=0):
+    return Noise(seed, "noise", rows=rows, first=first, dtype=tf.float64)
+
+
+def spread(model, scale=3.0):
+    """Makes the model's distributions uneven, as if trained."""
+    for variable in model.network.trainable_variables:
+        variable.assign(variable * scale)
+    return model
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("policy", ["float32", "float64", "mixed_bfloat16"])
+def test_gradients_are_finite_dense_and_connected(policy, jit, tied):
+    model = build(policy, dropout=0.3, tied=tied)
+    (phase,) = model.phases
+    assert checks.check_phase(model, phase, batch(), policy, jit) == set()
+    if jit:
+        return
+    gradients = checks.run_phase(model, phase, batch(), checks.NOISE_DTYPE[policy])[2]
+    assert all(isinstance(gradient, tf.Tensor) for gradient in gradients)
+
+
+def test_xla_changes_rounding_only():
+    model = build(dropout=0.3)
+    plain, compiled = (
+        checks.run_phase(model, model.phases[0], batch(), tf.float64, jit) for jit in [False, True]
+    )
+    np.testing.assert_allclose(plain[0], compiled[0], rtol=1e-12)
+    for one, other in zip(plain[2], compiled[2], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-13)
+
+
+def test_the_contract_of_an_objective():
+    model = build(dropout=0.3)
+    checks.check_rows_are_their_own(model, model.phases[0], batch())
+    checks.check_lowers_to_xla(model, model.phases[0], batch())
+    checks.check_builds_alike_twice(make)
+
+
+def test_dropout_draws_once_a_layer_and_step():
+    model = build(dropout=0.5)
+    losses = [
+        checks.run_phase(model, model.phases[0], batch(), tf.float64, step=step)[0]
+        for step in [1, 1, 2]
+    ]
+    np.testing.assert_array_equal(losses[0], losses[1])
+    assert np.all(losses[0] != losses[2])
+    drawn = noise()
+    model.loss(batch(), drawn, STEP)
+    assert drawn.drawn == {f"noise/network/dropout_{i}" for i in range(3)}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_uniform_model_loses_the_logarithm_of_the_vocabulary(tied):
+    model = build(tied=tied)
+    logits = model.network.table if tied else model.network.kernel
+    logits.assign(tf.zeros_like(logits))
+    metrics = model.evaluate(batch(), noise(), STEP)
+    np.testing.assert_allclose(metrics["loss"], np.full(ROWS, np.log(VOCABULARY)), rtol=1e-14)
+    np.testing.assert_allclose(
+        metrics["bits_per_token"], np.full(ROWS, np.log2(VOCABULARY)), rtol=1e-14
+    )
+    # All are equal, so the likeliest is the first.
+    np.testing.assert_allclose(metrics["accuracy"], np.mean(TOKENS[:, 1:] == 0, 1))
+
+
+def test_loss_and_accuracy_against_numpy():
+    model = spread(build())
+    logits = model.network(TOKENS[:, :-1])[0].numpy()
+    log_p = scipy.special.log_softmax(logits, axis=2)
+    targets = TOKENS[:, 1:]
+    expected = -np.take_along_axis(log_p, targets[..., np.newaxis], 2)[..., 0].mean(1)
+    metrics = model.evaluate(batch(), noise(), STEP)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-12)
+    np.testing.assert_allclose(metrics["accuracy"], (logits.argmax(2) == targets).mean(1))
+    loss, train_metrics = model.loss(batch(), noise(), STEP)
+    np.testing.assert_array_equal(loss, metrics["loss"])  # No dropout by default.
+    assert train_metrics.keys() == metrics.keys()
+
+
+def test_the_logits_against_numpy():
+    """Two layers, untied; the LSTM layer itself is tested against NumPy elsewhere."""
+    network = spread(build()).network
+    x = network.table.numpy()[TOKENS]
+    for layer in network.layers:
+        x = layer(x)[0].numpy()
+    expected = x @ network.kernel.numpy() + network.bias.numpy()
+    np.testing.assert_allclose(network(TOKENS)[0], expected, rtol=1e-12, atol=1e-14)
+
+
+def test_no_logit_sees_its_target():
+    model = spread(build())
+    before = model.network(TOKENS)[0].numpy()
+    changed = TOKENS.copy()
+    changed[:, 3] = (changed[:, 3] + 1) % VOCABULARY
+    after = model.network(changed)[0].numpy()
+    np.testing.assert_array_equal(before[:, :3], after[:, :3])
+    assert np.all(np.any(before[:, 3:] != after[:, 3:], axis=2))
+
+
+def test_it_learns_a_cycle():
+    """Tokens that follow one another in a ring: the loss falls below that of a guess, and samples go round."""
+    model = build("float32", sample_length=WINDOW - 1, prompt=(3,), top_k=1)
+    ring = (TOKENS[:, :1] + np.arange(WINDOW + 1)) % VOCABULARY
+    run = checks.phase_function(model, model.phases[0])
+    variables, optimizer = model.phases[0].variables, keras.optimizers.Adam(0.02)
+    for step in range(60):
+        loss, _, gradients, _ = run(
+            batch(ring.astype(np.int32)), tf.constant(step, tf.int64), tf.constant(0, tf.int64)
+        )
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+    assert np.mean(loss) < 0.3
+    samples = model.sample(Noise(0, "sample", rows=3))
+    np.testing.assert_array_equal(samples, np.tile([4, 5, 6, 0, 1], [3, 1]))
+
+
+def test_embedding_is_a_gather_with_a_dense_gradient():
+    table = tf.Variable(np.random.default_rng(0).normal(size=[VOCABULARY, 3]))
+    weights = np.random.default_rng(1).normal(size=[*TOKENS.shape, 3])
+    for jit in [False, True]:
+
+        @tf.function(jit_compile=jit)
+        def gradient():
+            with tf.GradientTape() as tape:
+                rows = embed(tf.convert_to_tensor(table), tf.constant(TOKENS))
+                total = tf.reduce_sum(rows * weights)
+            return rows, tape.gradient(total, table)
+
+        rows, dense = gradient()
+        np.testing.assert_array_equal(rows, table.numpy()[TOKENS])
+        expected = np.zeros([VOCABULARY, 3])
+        np.add.at(expected, TOKENS, weights)
+        assert isinstance(dense, tf.Tensor)
+        np.testing.assert_allclose(dense, expected, rtol=1e-12, atol=1e-14)
+
+
+LOGITS = np.log([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]])
+
+
+@pytest.mark.parametrize(
+    "uniform, top_k, expected",
+    [
+        ([0.05, 0.05], None, [0, 0]),
+        ([0.15, 0.69], None, [1, 0]),
+        ([0.59, 0.71], None, [2, 1]),
+        ([0.61, 0.999999], None, [3, 3]),
+        ([1e-9, 1 - 1e-9], 1, [3, 0]),
+        # Of 0.3 and 0.4, 0.3 / 0.7 = 0.4286; of 0.7 and the first of the equals, 0.875.
+        ([0.42, 0.87], 2, [2, 0]),
+        ([0.43, 0.88], 2, [3, 1]),
+        # Of 0.2, 0.3, 0.4: 0.222, 0.556; of 0.7, 0.1, 0.1: 0.778, 0.889.
+        ([0.23, 0.9], 3, [2, 2]),
+        ([0.61, 0.999999], 4, [3, 3]),
+    ],
+)
+def test_draws_by_hand(uniform, top_k, expected):
+    for jit in [False, True]:
+        drawn = tf.function(draw, jit_compile=jit)(
+            tf.constant(LOGITS), tf.constant(uniform, tf.float64), top_k=top_k
+        )
+        np.testing.assert_array_equal(drawn, expected)
+        assert drawn.dtype == tf.int32
+
+
+def test_temperature_by_hand():
+    """Temperature ½ squares the odds: 0.1² … 0.4² are 1, 4, 9, 16 of 30."""
+    for uniform, expected in [(0.03, 0), (0.04, 1), (0.16, 1), (0.17, 2), (0.46, 2), (0.47, 3)]:
+        drawn = draw(tf.constant(LOGITS[:1]), tf.constant([uniform], tf.float64), temperature=0.5)
+        assert drawn.numpy().item() == expected
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
+def test_the_ends_of_the_interval_stay_in_range(dtype):
+    logits = tf.random.stateless_normal([200, 50], [1, 2], dtype=dtype) * 5
+    for uniform in [2.0**-24, 1 - 2.0**-24]:
+        for top_k in [None, 3, 50]:
+            drawn = draw(logits, tf.fill([200], tf.constant(uniform, dtype)), 1.0, top_k).numpy()
+            assert drawn.min() >= 0 and drawn.max() < 50
+            if top_k == 3:
+                best = np.argsort(-logits.numpy(), axis=1)[:, :3]
+                assert np.all(np.any(best == drawn[:, np.newaxis], axis=1))
+
+
+@pytest.mark.parametrize("top_k, temperature", [(None, 1.0), (3, 1.0), (None, 0.5)])
+def test_the_first_token_has_the_distribution_of_the_logits(top_k, temperature):
+    model = spread(build(sample_length=1, top_k=top_k, temperature=temperature, prompt=(2, 5)))
+    logits = model.network(tf.constant([[2, 5]]))[0].numpy()[0, -1] / temperature
+    if top_k:
+        logits[np.argsort(-logits)[top_k:]] = -np.inf
+    p = scipy.special.softmax(logits)
+    counts = np.bincount(model.sample(noise(5000)).numpy()[:, 0], minlength=VOCABULARY)
+    assert np.all(counts[p == 0] == 0)
+    assert scipy.stats.chisquare(counts[p > 0], 5000 * p[p > 0]).pvalue > 0.01
+
+
+def test_a_later_token_has_the_distribution_given_those_before():
+    """Fed back: the third token of those samples that began alike."""
+    model = spread(build(sample_length=3), 1.5)
+    samples = model.sample(noise(20_000)).numpy()
+    pairs, counts = np.unique(samples[:, :2], axis=0, return_counts=True)
+    pair = pairs[np.argmax(counts)]
+    p = scipy.special.softmax(model.network(tf.constant([[0, *pair]]))[0].numpy()[0, -1])
+    third = samples[np.all(samples[:, :2] == pair, axis=1), 2]
+    counts = np.bincount(third, minlength=VOCABULARY)
+    assert len(third) > 400
+    assert scipy.stats.chisquare(counts, len(third) * p).pvalue > 0.01
+
+
+@pytest.mark.parametrize("changes", [{"top_k": 1}, {"temperature": 1e-6}])
+def test_the_greedy_limit(changes):
+    """Against the argmax of the whole text so far, run from its beginning."""
+    model = spread(build(sample_length=8, prompt=(4, 1), **changes))
+    text = [4, 1]
+    for _ in range(8):
+        text.append(int(np.argmax(model.network(tf.constant([text]))[0][0, -1])))
+    np.testing.assert_array_equal(model.sample(noise(3)), np.tile(text[2:], [3, 1]))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_sample_depends_on_its_row_alone(jit):
+    model = spread(build(sample_length=12))
+
+    def samples(rows, first):
+        return tf.function(lambda: model.sample(noise(rows, first)), jit_compile=jit)().numpy()
+
+    whole = samples(8, 0)
+    assert whole.shape == (8, 12) and whole.dtype == np.int32
+    assert len(np.unique(whole, axis=0)) > 4
+    for rows, first in [(4, 4), (1, 3), (3, 1)]:
+        np.testing.assert_array_equal(samples(rows, first), whole[first : first + rows])
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_samples_in_other_precisions(policy):
+    model = build(policy, sample_length=5)
+    samples = model.sample(Noise(0, "sample", rows=4)).numpy()
+    assert samples.shape == (4, 5) and samples.min() >= 0 and samples.max() < VOCABULARY
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"widths": []}, "at least one layer"),
+        ({"widths": [3, 0]}, "each at least 1 wide"),
+        ({"tied": True, "widths": [5, 6]}, "the last of widths, 6"),
+        ({"prompt": ()}, "prompt is"),
+        ({"prompt": (7,)}, "tokens from 0 to 6"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"top_k": 8}, "from 1 to 7"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"sample_length": 0}, "sample_length 0"),
+    ],
+)
+def test_wrong_arguments(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"image": Feature((8, 8, 1), "float32")},
+        {"tokens": Feature((7,), "int32")},
+        {"tokens": Feature((1,), "int32", 7)},
+    ],
+)
+def test_data_without_token_windows(spec):
+    with pytest.raises(ValueError, match='needs a feature "tokens"'):
+        LSTMLanguageModel(spec)

@@ -1,0 +1,193 @@
+"""Initialisers, dropout and ghost batch norm against NumPy."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from input_pipeline.noise import Noise
+from models.layers import Dropout, GhostBatchNorm, Normal, Uniform, VarianceScaling
+from tests.models.objective_checks import dtype_policy
+
+
+def one_row(name, dtype=tf.float32):
+    return Noise(3, name, rows=1, dtype=dtype)
+
+
+def test_normal_has_its_standard_deviation_and_is_not_truncated():
+    weight = Normal(one_row("a"), 0.02)((400, 500)).numpy()
+    # Of 200,000 numbers: standard errors of mean and deviation, and 0.0027 beyond three deviations.
+    assert abs(weight.mean()) < 5 * 0.02 / np.sqrt(weight.size)
+    assert abs(weight.std() / 0.02 - 1) < 5 / np.sqrt(2 * weight.size)
+    assert abs(np.mean(np.abs(weight) > 0.06) - 0.0027) < 5 * np.sqrt(0.0027 / weight.size)
+
+
+def test_uniform_fills_its_interval():
+    weight = Uniform(one_row("a"), 0.1)((400, 500)).numpy()
+    assert -0.1 < weight.min() < -0.0999 and 0.0999 < weight.max() < 0.1
+    assert abs(weight.std() / (0.1 / np.sqrt(3)) - 1) < 5e-3
+
+
+@pytest.mark.parametrize(
+    ("scale", "mode", "shape", "variance"),
+    [
+        (1.0, "fan_avg", (300, 500), 1 / 400),
+        (2.0, "fan_in", (4, 4, 32, 64), 2 / (16 * 32)),
+        (1.0, "fan_out", (4, 4, 32, 64), 1 / (16 * 64)),
+    ],
+)
+def test_variance_scaling(scale, mode, shape, variance):
+    weight = VarianceScaling(one_row("a"), scale, mode)(shape).numpy()
+    assert abs(weight.var() / variance - 1) < 5 * np.sqrt(2 / weight.size)
+
+
+def test_initial_weights_depend_on_their_name_alone():
+    """Not on the order of creation, nor on the dtype but for rounding."""
+
+    def weights(names, dtype=tf.float32):
+        root = one_row("init", dtype)
+        return {
+            name: keras.layers.Dense(5, kernel_initializer=VarianceScaling(root(name)), name=name)
+            for name in names
+        }
+
+    layers, reverse = weights("abc"), weights("cba")
+    wide = weights("abc", tf.float64)
+    for name in "abc":
+        for layer in (layers[name], reverse[name], wide[name]):
+            layer.build((None, 7))
+    for name in "abc":
+        kernel = layers[name].kernel.numpy()
+        np.testing.assert_array_equal(kernel, reverse[name].kernel.numpy())
+        np.testing.assert_allclose(kernel, wide[name].kernel.numpy(), rtol=1e-5)
+    assert not np.any(layers["a"].kernel.numpy() == layers["b"].kernel.numpy())
+
+
+def test_dropout_keeps_its_share_scales_it_and_follows_the_noise():
+    x = tf.random.stateless_uniform((64, 1000), (1, 2), 1, 2)
+    y = Dropout(0.3, "dropout")(x, noise=Noise(3, "drop", rows=64), training=True).numpy()
+    keep = Noise(3, "drop", rows=64).uniform([1000]).numpy() >= 0.3
+    np.testing.assert_array_equal(y != 0, keep)
+    np.testing.assert_allclose(y[keep], (x.numpy() / 0.7)[keep], rtol=1e-6)
+    assert abs(keep.mean() - 0.7) < 5 * np.sqrt(0.3 * 0.7 / keep.size)
+    half = Dropout(0.3, "dropout")(x[32:], noise=Noise(3, "drop", rows=32, first=32), training=True)
+    np.testing.assert_array_equal(half.numpy(), y[32:])
+
+
+def test_dropout_is_the_identity_at_rate_0_and_out_of_training():
+    x = tf.ones((2, 3))
+    assert np.all(Dropout(0.0, "dropout")(x, training=True) == 1)
+    assert np.all(Dropout(0.5, "dropout")(x, noise=Noise(3, "drop", rows=2)) == 1)
+
+
+def test_dropout_errors():
+    with pytest.raises(ValueError, match=r"is 1\.0: it must be at least 0 and below 1"):
+        Dropout(1.0, "dropout")
+    with pytest.raises(ValueError, match="give it noise"):
+        Dropout(0.5, "dropout")(tf.ones((2, 3)), training=True)
+
+
+GROUP, CHANNELS = 4, 3
+
+
+def batch_norm(**arguments):
+    with dtype_policy("float64"):
+        layer = GhostBatchNorm(GROUP, "norm", **arguments)
+        layer.build((None, 5, CHANNELS))
+    layer.gamma.assign([1.5, 0.5, -2.0])
+    layer.beta.assign([0.1, -0.2, 0.3])
+    return layer
+
+
+def reference(x, gamma, beta, epsilon=1e-3):
+    """Forward pass and statistics of each group, and the derivative of sum(weight * y) after x, by the closed form."""
+    groups = x.reshape(-1, GROUP * x.shape[1], CHANNELS)
+    mean, variance = groups.mean(1), groups.var(1)
+    normal = (groups - mean[:, None]) / np.sqrt(variance + epsilon)[:, None]
+    y = (normal * gamma + beta).reshape(x.shape)
+
+    def gradient(weight):
+        dy = weight.reshape(groups.shape) * gamma
+        centred = dy - dy.mean(1, keepdims=True) - normal * (dy * normal).mean(1, keepdims=True)
+        return (centred / np.sqrt(variance + epsilon)[:, None]).reshape(x.shape)
+
+    return y, mean, variance, gradient
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_ghost_batch_norm_forward_statistics_and_gradient(jit):
+    layer = batch_norm()
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(2, 3, (8, 5, CHANNELS)), rng.normal(size=(8, 5, CHANNELS))
+
+    @tf.function(jit_compile=jit)
+    def run(x):
+        with keras.StatelessScope() as scope, tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=True)
+            loss = tf.reduce_sum(weight * y)
+        moved = [scope.get_current_value(v) for v in (layer.moving_mean, layer.moving_variance)]
+        return y, tape.gradient(loss, [x, layer.gamma.value, layer.beta.value]), moved
+
+    y, (dx, dgamma, dbeta), (moving_mean, moving_variance) = run(tf.constant(x))
+    expected, mean, variance, gradient = reference(x, layer.gamma.numpy(), layer.beta.numpy())
+    np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(dx, gradient(weight), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(dbeta, weight.sum((0, 1)), rtol=1e-12)
+    normal = (expected - layer.beta.numpy()) / layer.gamma.numpy()
+    np.testing.assert_allclose(dgamma, (weight * normal).sum((0, 1)), rtol=1e-12)
+    np.testing.assert_allclose(moving_mean, 0.01 * mean.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(moving_variance, 0.99 + 0.01 * variance.mean(0), rtol=1e-12)
+    # Nothing moved outside the scope.
+    assert np.all(layer.moving_mean.numpy() == 0) and np.all(layer.moving_variance.numpy() == 1)
+
+
+def test_groups_do_not_see_each_other():
+    layer = batch_norm()
+    x = np.random.default_rng(1).normal(size=(8, 5, CHANNELS))
+    both = layer(x, training=True, update_statistics=False).numpy()
+    second = layer(x[GROUP:], training=True, update_statistics=False).numpy()
+    np.testing.assert_allclose(both[GROUP:], second, rtol=1e-13, atol=1e-13)
+
+
+def test_moving_averages_move_once_a_call_and_serve_inference():
+    layer = batch_norm(momentum=0.9)
+    rng = np.random.default_rng(2)
+    first, second = rng.normal(1, 2, (4, 5, CHANNELS)), rng.normal(-1, 1, (4, 5, CHANNELS))
+    with keras.StatelessScope() as scope:
+        layer(first, training=True)
+        layer(second, training=True, update_statistics=False)
+        layer(second, training=True)
+    mean = scope.get_current_value(layer.moving_mean)
+    variance = scope.get_current_value(layer.moving_variance)
+    means, variances = (
+        [statistic(x, (0, 1)) for x in (first, second)] for statistic in (np.mean, np.var)
+    )
+    np.testing.assert_allclose(mean, 0.09 * means[0] + 0.1 * means[1], rtol=1e-12)
+    np.testing.assert_allclose(
+        variance, 0.81 + 0.09 * variances[0] + 0.1 * variances[1], rtol=1e-12
+    )
+    layer.moving_mean.assign(mean)
+    layer.moving_variance.assign(variance)
+    # Any batch size will do out of training.
+    y = layer(first[:3]).numpy()
+    expected = (first[:3] - mean) / np.sqrt(variance + 1e-3) * layer.gamma + layer.beta
+    np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_ghost_batch_norm_computes_statistics_in_float32():
+    """The mean of 4096 and 4104 in bfloat16 would be off by up to 16."""
+    with dtype_policy("mixed_bfloat16"):
+        layer = GhostBatchNorm(2, "norm")
+    layer.build((None, 1))
+    x = tf.constant([[4096.0], [4128.0]], tf.bfloat16)
+    with keras.StatelessScope() as scope:
+        y = layer(x, training=True)
+    assert y.dtype == tf.bfloat16 and layer.moving_mean.dtype == layer.gamma.dtype == "float32"
+    np.testing.assert_array_equal(tf.cast(y, tf.float32), [[-1], [1]])
+    np.testing.assert_allclose(scope.get_current_value(layer.moving_mean), [0.01 * 4112], rtol=1e-6)
+
+
+def test_a_group_that_does_not_divide_the_batch_is_an_error_with_both_numbers():
+    with pytest.raises(ValueError, match=r"groups of 4 examples.* batch of 6"):
+        batch_norm()(tf.ones((6, 5, CHANNELS), tf.float64), training=True)

@@ -1,0 +1,211 @@
+"""The ELBO's parts in closed form, and the VAE's phase against NumPy and SciPy."""
+
+import functools
+
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+import tensorflow as tf
+
+from input_pipeline.batches import Feature
+from input_pipeline.noise import Noise
+from models.distributions import (
+    bernoulli_log_likelihood,
+    gaussian_kl,
+    gaussian_log_likelihood,
+)
+from models.image_networks import (
+    ConvolutionalDecoder,
+    ConvolutionalEncoder,
+    MLPDecoder,
+    MLPEncoder,
+)
+from models.vae import VAE
+from tests.models.objective_checks import (
+    NOISE_DTYPE,
+    build,
+    check_builds_alike_twice,
+    check_lowers_to_xla,
+    check_phase,
+    check_rows_are_their_own,
+    run_phase,
+    variables,
+)
+
+ROWS = 8
+SPEC = {"image": Feature((8, 8, 1), "float32")}
+
+
+def images(dtype=tf.float32):
+    return {"image": tf.cast(tf.random.stateless_uniform((ROWS, 8, 8, 1), (1, 2)), dtype)}
+
+
+def mlp(**arguments):
+    return VAE(
+        SPEC,
+        encoder=functools.partial(MLPEncoder, widths=(5,)),
+        decoder=functools.partial(MLPDecoder, widths=(6,)),
+        latent=3,
+        **arguments,
+    )
+
+
+def convolutional():
+    return VAE(
+        SPEC,
+        encoder=functools.partial(ConvolutionalEncoder, width=4, stages=2, group=4, dropout=0.1),
+        decoder=functools.partial(ConvolutionalDecoder, width=4, stages=2, group=4),
+        latent=3,
+        likelihood="gaussian",
+    )
+
+
+# Distributions
+
+
+def test_gaussian_kl_against_integration():
+    mean, deviation = np.array([0.7, -1.2]), np.array([0.5, 1.6])
+
+    def integral(m, s):
+        q, p = scipy.stats.norm(m, s), scipy.stats.norm()
+        return scipy.integrate.quad(
+            lambda z: q.pdf(z) * (q.logpdf(z) - p.logpdf(z)), -20, 20, epsabs=1e-12, limit=200
+        )[0]
+
+    kl = gaussian_kl(tf.constant([mean]), tf.constant([2 * np.log(deviation)]))
+    assert kl.shape == (1,)
+    np.testing.assert_allclose(kl[0], sum(map(integral, mean, deviation)), rtol=1e-9)
+    np.testing.assert_array_equal(gaussian_kl(tf.zeros([2, 3]), tf.zeros([2, 3])), [0, 0])
+
+
+def test_bernoulli_log_likelihood_against_scipy():
+    logits = np.array([[-2.0, 0.3, 4.0]])
+    x = np.array([[1.0, 0.0, 1.0]])
+    expected = scipy.stats.bernoulli(1 / (1 + np.exp(-logits))).logpmf(x).sum()
+    np.testing.assert_allclose(
+        bernoulli_log_likelihood(tf.constant(x), tf.constant(logits)), [expected], rtol=1e-12
+    )
+    # Grey values mix both outcomes linearly.
+    black, grey, white = (
+        bernoulli_log_likelihood(tf.fill([1, 3], tf.constant(v, tf.float64)), logits)
+        for v in (0, 0.25, 1)
+    )
+    np.testing.assert_allclose(grey, 0.75 * black + 0.25 * white, rtol=1e-12)
+
+
+def test_gaussian_log_likelihood_against_scipy():
+    rng = np.random.default_rng(0)
+    x, mean = rng.normal(size=(2, 3, 2, 2, 1))
+    expected = scipy.stats.norm(mean, 0.3).logpdf(x).sum((1, 2, 3))
+    result = gaussian_log_likelihood(tf.constant(x), tf.constant(mean), np.log(0.3))
+    np.testing.assert_allclose(result, expected, rtol=1e-12)
+
+
+# The objective
+
+
+@pytest.mark.parametrize("arguments", [{}, {"likelihood": "gaussian"}, {"scale": 0.2}])
+def test_elbo_against_numpy_and_scipy(arguments):
+    if arguments:
+        arguments = {"likelihood": "gaussian", **arguments}
+    vae = build(lambda: mlp(beta=4.0, **arguments), "float64")
+    weights = {path: v for path, v in variables(vae).items()}
+    batch = images(tf.float64)
+    x = batch["image"].numpy().reshape(ROWS, 64)
+
+    def network(name, x):
+        kernel, bias = (weights[f"{name}/hidden_0/{p}"].numpy() for p in ("kernel", "bias"))
+        hidden = np.tanh(x @ kernel + bias)
+        return hidden @ weights[f"{name}/dense/kernel"] + weights[f"{name}/dense/bias"]
+
+    mean, log_variance = np.split(np.asarray(network("encoder", x)), 2, axis=1)
+    epsilon = Noise(1, "elbo/posterior", rows=ROWS, step=3, dtype=tf.float64).normal([3])
+    z = mean + np.exp(log_variance / 2) * epsilon
+    means = 1 / (1 + np.exp(-np.asarray(network("decoder", z))))
+    if not arguments:
+        likelihood = (x * np.log(means) + (1 - x) * np.log(1 - means)).sum(1)
+    else:
+        learnt = np.exp(-6 + np.log1p(np.exp(6)))
+        likelihood = scipy.stats.norm(means, arguments.get("scale", learnt)).logpdf(x).sum(1)
+    kl = (-np.log(np.exp(log_variance / 2)) + (np.exp(log_variance) + mean**2) / 2 - 0.5).sum(1)
+
+    loss, metrics, _, _ = run_phase(vae, vae.phases[0], batch, tf.float64)
+    np.testing.assert_allclose(metrics["reconstruction"], -likelihood, rtol=1e-11)
+    np.testing.assert_allclose(metrics["kl"], kl, rtol=1e-11)
+    np.testing.assert_allclose(metrics["negative_elbo"], kl - likelihood, rtol=1e-11)
+    np.testing.assert_allclose(loss, 4 * kl - likelihood, rtol=1e-11)
+    held_out = vae.evaluate(
+        batch, Noise(1, "elbo", rows=ROWS, step=3, dtype=tf.float64), tf.constant(3, tf.int64)
+    )
+    for name in ("reconstruction", "kl", "negative_elbo"):
+        np.testing.assert_allclose(held_out[name], metrics[name], rtol=1e-12)
+
+    prior = Noise(2, "sample/latent", rows=5, dtype=tf.float64).normal([3]).numpy()
+    samples = vae.sample(Noise(2, "sample", rows=5, dtype=tf.float64))
+    expected = 1 / (1 + np.exp(-np.asarray(network("decoder", prior))))
+    np.testing.assert_allclose(samples, expected.reshape(5, 8, 8, 1), rtol=1e-12)
+    assert samples.numpy().min() >= 0 and samples.numpy().max() <= 1
+
+
+def test_kl_warmup_is_linear():
+    vae = mlp(beta=2.0, kl_warmup_steps=10)
+    weights = [
+        float(vae.kl_weight(tf.constant(step, tf.int64), tf.float64)) for step in (0, 5, 10, 50)
+    ]
+    np.testing.assert_allclose(weights, [0, 1, 2, 2], rtol=1e-15)
+    assert float(mlp(beta=2.0).kl_weight(tf.constant(0, tf.int64), tf.float32)) == 2
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["plain", "xla"])
+@pytest.mark.parametrize("policy", list(NOISE_DTYPE))
+@pytest.mark.parametrize("make", [mlp, convolutional])
+def test_gradients_are_finite(make, policy, jit):
+    vae = build(make, policy)
+    moved = check_phase(vae, vae.phases[0], images(NOISE_DTYPE[policy]), policy, jit)
+    norms = ["encoder/norm_1", "decoder/norm_0", "decoder/norm_1"]
+    assert moved == (
+        set()
+        if make is mlp
+        else {f"{norm}/moving_{s}" for norm in norms for s in ("mean", "variance")}
+    )
+
+
+@pytest.mark.parametrize("make", [mlp, convolutional])
+def test_rows_depend_on_their_own_example_and_group(make):
+    vae = build(make, "float64")
+    check_rows_are_their_own(vae, vae.phases[0], images(tf.float64))
+
+
+def test_loss_lowers_to_xla():
+    vae = build(convolutional)
+    check_lowers_to_xla(vae, vae.phases[0], images())
+
+
+def test_builds_alike_twice():
+    check_builds_alike_twice(convolutional)
+
+
+def test_parameter_counts_by_hand():
+    vae = build(lambda: VAE(SPEC, likelihood="gaussian"))
+    count = {name: network.count_params() for name, network in vae.networks.items()}
+    assert count == {
+        "encoder": (64 * 200 + 200) + (200 * 200 + 200) + (200 * 32 + 32),
+        "decoder": (16 * 200 + 200) + (200 * 200 + 200) + (200 * 64 + 64),
+        "scale": 1,
+    }
+    assert len(vae.phases[0].variables) == 13
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"likelihood": "poisson"}, 'must be "bernoulli" or "gaussian"'),
+        ({"scale": 0.1}, 'only "gaussian" has one'),
+        ({"likelihood": "gaussian", "scale": -1.0}, "must be positive"),
+        ({"kl_warmup_steps": -1}, "kl_warmup_steps -1"),
+    ],
+)
+def test_arguments_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        VAE(SPEC, **arguments)
