@@ -1,0 +1,186 @@
+"""A small experiment of each family, with everything in it that could depend on the layout."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from input_pipeline.digits import Digits
+from input_pipeline.split import Split
+from input_pipeline.text import pydoc_topics
+from input_pipeline.transforms import Binarize, Dequantize, Shift
+from models.gan import GAN
+from models.image_networks import ConvolutionalDecoder, ConvolutionalEncoder
+from models.language_model import LSTMLanguageModel
+from models.objective import Optimizer, Phase
+from models.vae import VAE
+from trainer.experiment import Experiment
+
+GLOBAL_BATCH = 16
+GROUP = 4
+
+
+def _experiment(objective: Callable, source: object, best: str, **fields: object) -> Experiment:
+    values = {
+        "validation": Split(source, part="validation", share=0.03, by="tail"),
+        "global_batch": GLOBAL_BATCH,
+        "steps": 50,
+        "seed": 7,
+        "precision": "float64",
+        "log_every": 1,
+        "evaluate_every": 25,
+        "checkpoint_every": 50,
+        "best_metric": best,
+        "samples": 0,
+    } | fields
+    return Experiment(objective=objective, source=Split(source, share=0.03, by="tail"), **values)
+
+
+def gan(**fields: object) -> Experiment:
+    """WGAN-GP (second order), 2 critic updates a step, ghost batch norm, dropout, averaged weights, clipping."""
+    objective = functools.partial(
+        GAN,
+        generator=functools.partial(ConvolutionalDecoder, width=8, group=GROUP),
+        discriminator=functools.partial(ConvolutionalEncoder, width=8, dropout=0.1),
+        latent=8,
+        loss="wgan_gp",
+        critic_updates=2,
+        average_decay=0.9,
+        discriminator_optimizer=Optimizer(learning_rate=1e-3, clip_norm=5.0),
+        generator_optimizer=Optimizer(learning_rate=1e-3),
+    )
+    transforms = {"transforms": (Dequantize(levels=17),)}
+    return _experiment(objective, Digits(), "generator_loss", **(transforms | fields))
+
+
+def vae(**fields: object) -> Experiment:
+    """Convolutional VAE with ghost batch norm, KL warm-up, AdamW on a warmed-up cosine, clipping, shifts, binarisation."""
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, 40, alpha=0.1, warmup_target=3e-3, warmup_steps=10
+    )
+    objective = functools.partial(
+        VAE,
+        encoder=functools.partial(ConvolutionalEncoder, width=8, group=GROUP, dropout=0.1),
+        decoder=functools.partial(ConvolutionalDecoder, width=8, group=GROUP),
+        latent=4,
+        kl_warmup_steps=30,
+        optimizer=Optimizer(
+            rule=functools.partial(keras.optimizers.AdamW, weight_decay=0.01),
+            learning_rate=rate,
+            clip_norm=10.0,
+        ),
+    )
+    transforms = {"transforms": (Shift(1), Binarize())}
+    return _experiment(objective, Digits(), "negative_elbo", **(transforms | fields))
+
+
+def lstm(**fields: object) -> Experiment:
+    """Two LSTM layers with dropout, clipping."""
+    objective = functools.partial(
+        LSTMLanguageModel,
+        embedding=8,
+        widths=(12, 12),
+        dropout=0.2,
+        optimizer=Optimizer(learning_rate=3e-3, clip_norm=0.3),
+    )
+    return _experiment(
+        objective,
+        pydoc_topics(window=12),
+        "loss",
+        **({"evaluate_every": 0, "best_metric": None} | fields),
+    )
+
+
+FAMILIES = {"gan": gan, "vae": vae, "lstm": lstm}
+
+
+class Fingerprint:
+    """An objective whose metrics are whole numbers: which example and which noise each row of the global batch got.
+
+    Sums of whole numbers below 2^53 are exact in float64 in any order, so they must be equal to the bit on every layout.
+    """
+
+    def __init__(self, element_spec: object):
+        pass
+
+    def build(self, noise: object) -> None:
+        self.weight = keras.layers.Dense(
+            1, use_bias=False, kernel_initializer="ones", name="weight"
+        )
+        self.weight.build((None, 1))
+        self.networks = {"weight": self.weight}
+        variables, still = self.weight.trainable_variables, Optimizer(learning_rate=0.0)
+        self.phases = [
+            Phase(name="first", variables=variables, loss=self.loss, optimizer=still, updates=2),
+            Phase(
+                name="second",
+                variables=variables,
+                loss=self.loss,
+                optimizer=still,
+                reads=False,
+            ),
+        ]
+
+    def loss(self, batch: dict, noise: object, step: tf.Tensor) -> tuple[tf.Tensor, dict]:
+        ids = tf.cast(batch["id"], tf.float64)
+        # 5 numbers a row is no multiple of a Philox block of 4, so an unaligned counter shows.
+        bits = tf.cast(noise("bits").bits([5]), tf.float64)
+        metrics = {
+            "ids": ids,
+            "ids_squared": ids * ids,
+            "bits": tf.reduce_sum(bits, 1),
+            "augmentation": batch["moved"],
+        }
+        metrics["bits_of_id"] = bits[:, 4] * ids
+        return tf.reduce_sum(self.weight.kernel) * tf.ones_like(ids), metrics
+
+    def evaluate(self, batch: dict, noise: object, step: tf.Tensor) -> dict:
+        ids = tf.cast(batch["id"], tf.float64)
+        return {"ids_squared": ids * ids, "bits": tf.cast(noise("bits").bits(), tf.float64)}
+
+
+class Numbered:
+    """A source whose examples are their ids."""
+
+    def __init__(self, length: int):
+        from input_pipeline.batches import Feature
+
+        self.length = length
+        self.element_spec = {"id": Feature((), "int64")}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"id": ids}
+
+
+class Move:
+    """A transform that draws: adds the feature "moved", whole random numbers."""
+
+    def element_spec(self, spec: dict) -> dict:
+        from input_pipeline.batches import Feature
+
+        return {**spec, "moved": Feature((), "float64")}
+
+    def __call__(self, batch: dict, noise: object) -> dict:
+        return {**batch, "moved": tf.cast(noise.bits(), tf.float64)}
+
+
+def fingerprint(**fields: object) -> Experiment:
+    """Two reading updates and one that reuses; 37 examples, so that epochs end within batches."""
+    values = {
+        "source": Numbered(37),
+        "validation": Numbered(23),
+        "transforms": (Move(),),
+        "global_batch": GLOBAL_BATCH,
+        "steps": 12,
+        "precision": "float64",
+        "log_every": 1,
+        "evaluate_every": 6,
+        "samples": 0,
+    } | fields
+    return Experiment(objective=Fingerprint, **values)

@@ -1,0 +1,195 @@
+"""Promise 3: killed at any moment and started again, a run ends with the bits of one that was never killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.contract.runs import Run, assert_close, assert_equal, results
+
+STEPS = {
+    "steps": 120,
+    "checkpoint_every": 15,
+    "log_every": 10,
+    "evaluate_every": 20,
+    "keep_checkpoints": 2,
+}
+ONE = {"strategy": "one_device", "steps_per_loop": 7}
+
+
+class Nursery:
+    """Starts runs, and kills them: see tests/contract/child.py."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "tests.contract.child", "nursery"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(
+        self,
+        family: str,
+        hardware: dict,
+        workdir: pathlib.Path,
+        die: list | None = None,
+        **fields: object,
+    ) -> int:
+        """Starts a run and returns its process id."""
+        workdir.parent.mkdir(parents=True, exist_ok=True)
+        task = {
+            "family": family,
+            "fields": STEPS | fields,
+            "hardware": hardware,
+            "workdir": str(workdir),
+            "die": die,
+        }
+        self._process.stdin.write(json.dumps(task) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def end(self) -> int:
+        """Waits for the run's exit status; negative for a signal."""
+        return int(self._process.stdout.readline())
+
+    def run(self, *args: object, **kwargs: object) -> int:
+        self.start(*args, **kwargs)
+        return self.end()
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(nursery, tmp_path_factory):
+    """Runs that were never killed, made once."""
+    made: dict[tuple, Run] = {}
+
+    def get(family: str, hardware: dict) -> Run:
+        key = (family, *sorted(hardware.items()))
+        if key not in made:
+            workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+            assert nursery.run(family, hardware, workdir) == 0, _log(workdir)
+            made[key] = results(workdir)
+        return made[key]
+
+    return get
+
+
+def _log(workdir: pathlib.Path) -> str:
+    return pathlib.Path(f"{workdir}.log").read_text()[-3000:]
+
+
+def kill_at_random(
+    nursery: Nursery, chance: random.Random, family: str, hardware: dict, workdir: pathlib.Path
+) -> None:
+    """Starts the run and kills it some time after it has begun to write rows."""
+    process = nursery.start(family, hardware, workdir)
+    rows, already = workdir / "metrics.jsonl", _lines(workdir / "metrics.jsonl")
+    more = chance.randrange(1, 6)
+    deadline = time.monotonic() + 120
+    while (
+        time.monotonic() < deadline
+        and _alive(process)
+        and not already < _lines(rows) >= already + more
+    ):
+        time.sleep(0.001)
+    time.sleep(chance.random() * 0.05)
+    os.kill(process, signal.SIGKILL)
+    assert nursery.end() in (-signal.SIGKILL, 0), _log(workdir)
+
+
+def _lines(path: pathlib.Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def _alive(process: int) -> bool:
+    stat = pathlib.Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rsplit(")")[1].split()[0] != "Z"
+
+
+# family: (hardware, kills in each test run, kills with --full)
+RANDOM_KILLS = {
+    "gan": ({"replicas": 2, "virtual_devices": 2, "steps_per_loop": 7}, 1, 330),
+    "vae": ({"strategy": "one_device", "xla": "on", "steps_per_loop": 7}, 1, 330),
+    "lstm": ({"strategy": "one_device", "microbatch": 8, "steps_per_loop": 7}, 1, 331),
+}
+
+
+@pytest.mark.parametrize("family", RANDOM_KILLS)
+def test_kills_at_random_change_no_bit(family, nursery, undisturbed, tmp_path, full):
+    hardware, few, many = RANDOM_KILLS[family]
+    chance = random.Random(family)
+    workdir = tmp_path / "run"
+    for _ in range(many if full else few):
+        if (workdir / "DONE").exists():  # So that every kill hits a training.
+            assert_equal(results(workdir), undisturbed(family, hardware))
+            workdir = workdir.with_name(f"{workdir.name}_")
+        kill_at_random(nursery, chance, family, hardware, workdir)
+    assert nursery.run(family, hardware, workdir) == 0, _log(workdir)
+    assert_equal(results(workdir), undisturbed(family, hardware))
+
+
+@pytest.mark.parametrize(
+    "moment", ["before_fsync", "before_rename", "after_rename", "before_prune"]
+)
+def test_kills_during_a_save_change_no_bit(moment, nursery, undisturbed, tmp_path):
+    """Twice in one run: at an early save and, after the restart, at a later one; the best checkpoint is there in the end."""
+    workdir = tmp_path / "run"
+    for call in (2, 3) if moment == "before_rename" else (3,):
+        assert nursery.run("vae", ONE, workdir, die=[moment, call]) == -9, _log(workdir)
+        scratch = list((workdir / "checkpoints").glob(".step-*"))
+        assert bool(scratch) == (moment in ("before_fsync", "before_rename"))
+    assert nursery.run("vae", ONE, workdir) == 0, _log(workdir)
+    assert_equal(results(workdir), undisturbed("vae", ONE))
+    assert not list((workdir / "checkpoints").glob(".step-*"))
+
+
+def test_the_best_checkpoint_survives_a_kill_between_saving_and_naming_it(nursery, tmp_path):
+    """Saving names it: whatever the newest checkpoint names as the best is there after a kill at any moment of a save."""
+    from trainer.checkpoint import NAME, read
+
+    workdir = tmp_path / "run"
+    for moment, call in (("after_rename", 2), ("before_prune", 2)):
+        assert nursery.run("vae", ONE, workdir, die=[moment, call]) == -9, _log(workdir)
+        steps = sorted(
+            int(NAME.fullmatch(path.name)[1]) for path in (workdir / "checkpoints").glob("step-*")
+        )
+        newest = read(workdir / "checkpoints" / f"step-{steps[-1]:08d}.safetensors")
+        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        values = {
+            r["step"]: r["metrics"].get("eval/negative_elbo")
+            for r in rows
+            if r["step"] <= steps[-1]
+        }
+        values = {step: value for step, value in values.items() if value is not None}
+        assert newest.notes["best"] == {
+            "step": min(values, key=values.get),
+            "value": min(values.values()),
+        }
+        assert newest.notes["best"]["step"] in steps
+
+
+def test_a_restart_on_another_layout_goes_on_the_same(nursery, undisturbed, tmp_path):
+    """Killed on one replica, killed again on two, finished on one with accumulation: equal up to the order of sums."""
+    workdir = tmp_path / "run"
+    assert nursery.run("vae", ONE, workdir, die=["after_rename", 2]) == -9, _log(workdir)
+    two = {"replicas": 2, "virtual_devices": 2, "steps_per_loop": 5}
+    assert nursery.run("vae", two, workdir, die=["before_rename", 3]) == -9, _log(workdir)
+    assert nursery.run("vae", ONE | {"microbatch": 4}, workdir) == 0, _log(workdir)
+    assert_close(results(workdir), undisturbed("vae", ONE), losses=1e-9, weights=1e-8)

@@ -1,0 +1,83 @@
+"""Promise 2 and 4: one config learns the same on any number of replicas, with accumulation, with XLA and without."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.contract.families import FAMILIES, fingerprint
+from tests.contract.runs import ONE, Run, assert_close, train
+from trainer.cluster import Hardware
+
+LAYOUTS = {
+    "replicas2": Hardware(replicas=2, strategy="mirrored"),
+    "replicas4": Hardware(replicas=4, strategy="mirrored"),
+    "accumulation2": Hardware(strategy="one_device", microbatch=8),
+    "accumulation4": Hardware(strategy="one_device", microbatch=4),
+    "replicas2_accumulation2": Hardware(replicas=2, microbatch=4),
+}
+XLA_LAYOUTS = {
+    "xla_replicas2": Hardware(replicas=2, xla="on"),
+    "xla_accumulation2": Hardware(strategy="one_device", microbatch=8, xla="on"),
+}
+FULL_XLA_LAYOUTS = {
+    "xla": Hardware(strategy="one_device", xla="on"),
+    "xla_replicas4": Hardware(replicas=4, xla="on"),
+    "xla_accumulation4": Hardware(strategy="one_device", microbatch=4, xla="on"),
+    "xla_replicas2_accumulation2": Hardware(replicas=2, microbatch=4, xla="on"),
+}
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple, Run]:
+    """Runs on one device without XLA, made once."""
+    made: dict[tuple, Run] = {}
+
+    def get(family: str, precision: str) -> Run:
+        if (family, precision) not in made:
+            steps = 50 if precision == "float64" else 5
+            experiment = FAMILIES[family](precision=precision, steps=steps)
+            made[family, precision] = train(experiment, ONE, tmp_path_factory.mktemp("one"))
+        return made[family, precision]
+
+    return get
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float64_is_the_same(family, layout, one_device, tmp_path):
+    run = train(FAMILIES[family](), LAYOUTS[layout], tmp_path)
+    expected = one_device(family, "float64")
+    assert len(run.rows) == 50
+    assert_close(run, expected, losses=1e-9, weights=1e-8)
+    for name, value in run.initial.items():
+        np.testing.assert_array_equal(value, expected.initial[name], err_msg=name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float32_begins_the_same(family, layout, one_device, tmp_path):
+    run = train(FAMILIES[family](precision="float32", steps=5), LAYOUTS[layout], tmp_path)
+    expected = one_device(family, "float32")
+    assert len(run.rows) == 5
+    assert_close(run, expected, losses=1e-5)
+    for name, value in run.initial.items():
+        np.testing.assert_array_equal(value, expected.initial[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "layout", [*XLA_LAYOUTS, *(pytest.param(n, marks=pytest.mark.full) for n in FULL_XLA_LAYOUTS)]
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_xla_learns_the_same(family, layout, one_device, tmp_path):
+    run = train(FAMILIES[family](), (XLA_LAYOUTS | FULL_XLA_LAYOUTS)[layout], tmp_path)
+    assert_close(run, one_device(family, "float64"), losses=1e-7, weights=1e-6)
+
+
+def test_ids_noise_and_augmentation_are_equal_to_the_bit(tmp_path):
+    """Also with XLA: ids and bits are integers, and their sums are exact."""
+    expected = train(fingerprint(), ONE, tmp_path / "one")
+    assert expected.rows[1]["train/first/ids"] != expected.rows[2]["train/first/ids"]
+    for name, hardware in (LAYOUTS | XLA_LAYOUTS).items():
+        run = train(fingerprint(), hardware, tmp_path / name)
+        assert run.rows == expected.rows, name

@@ -1,0 +1,461 @@
+"""The launcher: what it answers before TensorFlow, the line and exit code of each mistake, and what it leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trainer import backend, config, config_files, flags, main
+from trainer.exits import ConfigError, Diverged, UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+# ---------------------------------------------------------------------- before TensorFlow
+
+LATE = """
+import sys
+from trainer import main
+code = main.main(sys.argv[1:])
+late = {"tensorflow", "keras", "numpy"} & set(sys.modules)
+sys.exit(99 if late else code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ("--help", 0, "usage: lockstep MODE"),
+        ("train --help", 0, "usage: lockstep MODE"),
+        ("--version", 0, "lockstep "),
+        (
+            "",
+            64,
+            "lockstep: no mode: begin with one of train, evaluate, sample; lockstep --help tells more",
+        ),
+        ("train --workdr=x", 64, "lockstep: unknown flag --workdr; did you mean --workdir?"),
+        ("train gan/nowhere --workdir=x", 78, 'lockstep: there is no config "gan/nowhere"'),
+        (
+            "train --gin_param=A.b=c --workdir=/dev/null/x configs_of_test",
+            78,
+            'lockstep: there is no config "configs_of_test"',
+        ),
+    ],
+)
+def test_answers_at_once_and_without_tensorflow(arguments: str, code: int, says: str) -> None:
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, *arguments.split()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    seconds = time.perf_counter() - started
+    assert done.returncode == code, done.stderr
+    assert says in (done.stdout if code == 0 else done.stderr)
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == (code != 0)
+    assert seconds < 2  # the promise is 1 s; the machine of the tests is busy
+
+
+def test_help_names_every_flag() -> None:
+    text = flags.help_text()
+    for name in flags._define():
+        assert f"--{name} " in text
+    assert "--strategy         auto, one_device, mirrored, multi_worker, tpu: how devices" in text
+
+
+MISTAKES = {
+    "trian gan/digits": "unknown mode trian; did you mean train?",
+    "export": "unknown mode export: use train, evaluate, sample",
+    "train x --strategy=miror --workdir=w": (
+        "--strategy=miror: value should be one of <auto|one_device|mirrored|multi_worker|tpu>"
+    ),
+    "train x --microbatch=two --workdir=w": "--microbatch=two: it must be a whole number",
+    "train x --microbatch=0 --workdir=w": "--microbatch=0: 0 is not a positive integer",
+    "train x --xla": "Missing value for flag --xla",
+    "train gan/digits": (
+        "no --workdir: say where the run is kept, such as --workdir=runs/gan-digits"
+    ),
+    "train x --workdir=gs://b/x": '--workdir="gs://b/x" is not a folder: give a local or mounted one',
+    "train x --count=3 --workdir=w": "--count is for sample, not for train: remove it",
+    "sample --dry_run --workdir=w": "--dry_run is for train, not for sample: remove it",
+    "train x --checkpoint=best --workdir=w": (
+        "--checkpoint is for evaluate and sample, not for train: remove it"
+    ),
+    "evaluate --checkpoint=worst --workdir=w": (
+        "--checkpoint=worst: choose last, best or the number of a step"
+    ),
+    "evaluate gan/digits --workdir=w": (
+        "evaluate reads the configuration of the workdir: remove gan/digits"
+    ),
+    "train x --workdir=w --hosts=a:1,b:1": "--hosts needs --worker: which of them this is, 0 to 1",
+    "train x --workdir=w --worker=1": (
+        "--worker needs --hosts=a:port,b:port, the same list on every worker"
+    ),
+    "train x --workdir=w --hosts=a:1,b:1 --worker=2": (
+        "--worker=2 is not among the 2 hosts: number from 0"
+    ),
+    "train x --workdir=w --hosts=a:1,b --worker=0": '--hosts names "b": write host:port',
+    "train x --workdir=w --hosts=a:1,a:1 --worker=0": (
+        "--hosts names a worker twice: give each its own host:port"
+    ),
+    "train x --workdir=w --hosts=a:1 --worker=0 --strategy=mirrored": (
+        "--hosts and --strategy=mirrored exclude each other: drop one"
+    ),
+    "train x --workdir=w --tpu=local --strategy=mirrored": (
+        "--tpu and --strategy=mirrored exclude each other: drop one"
+    ),
+    "train x --workdir=w --tpu=local --virtual_devices=2": (
+        "--tpu and --virtual_devices exclude each other: drop one"
+    ),
+    "train x --workdir=w --strategy=tpu --virtual_devices=2": (
+        "--virtual_devices and --strategy=tpu exclude each other: drop one"
+    ),
+    "train x --workdir=w --strategy=one_device --replicas=2": (
+        "--strategy=one_device has one replica: drop --replicas=2"
+    ),
+    "train x --workdir=w --virtual_devices=2 --replicas=4": (
+        "--replicas=4 needs as many --virtual_devices, not 2"
+    ),
+    "train x --workdir=w --strategy=multi_worker": (
+        "--strategy=multi_worker needs its workers: --hosts=a:port,b:port --worker=i, or TF_CONFIG"
+    ),
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES)
+def test_wrong_command_line(
+    arguments: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    assert main.main(arguments.split()) == UsageError.code == 64
+    assert capsys.readouterr() == ("", f"lockstep: {MISTAKES[arguments]}\n")
+
+
+def test_command_line_is_read() -> None:
+    line = flags.parse(
+        "train a b --gin_file=c --gin_param A.x=1 --gin_param=A.x=2,3 --workdir=w --hosts=h:1,[::1]:2 "
+        "--worker=1 --xla=on --microbatch 8".split()
+    )
+    assert line.configs == ("a", "b", "c")
+    assert line.gin_params == ("A.x=1", "A.x=2,3")
+    assert line.hardware == {
+        "strategy": "auto",
+        "replicas": None,
+        "virtual_devices": 0,
+        "hosts": ("h:1", "[::1]:2"),
+        "worker": 1,
+        "tpu": None,
+        "xla": "on",
+        "microbatch": 8,
+        "steps_per_loop": 20,
+    }
+
+
+def test_unwritable_workdir(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    recipe = tmp_path / "x.gin"
+    recipe.touch()
+    assert main.main(["train", str(recipe), f"--workdir={file}/run"]) == 73
+    assert capsys.readouterr().err == (
+        f"lockstep: workdir {file}/run cannot be made or written (not a directory): "
+        "choose another --workdir\n"
+    )
+    if os.geteuid() != 0:  # root may write everywhere
+        (tmp_path / "shut").mkdir(mode=0o500)
+        assert main.main(["train", str(recipe), f"--workdir={tmp_path}/shut"]) == 77
+
+
+def test_missing_tensorflow_names_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    recipe = tmp_path / "x.gin"
+    recipe.touch()
+    assert main.main(["train", str(recipe), f"--workdir={tmp_path}"]) == 69
+    assert capsys.readouterr().err == (
+        'lockstep: TensorFlow is not installed: pip install "lockstep-training[cpu]", or [gpu], '
+        "or [tpu]; in a checkout, scripts/train does it\n"
+    )
+
+
+def test_greetings_are_held_back_and_nothing_else(capfd: pytest.CaptureFixture) -> None:
+    with pytest.raises(ZeroDivisionError), backend.without_greetings():
+        os.write(
+            2, b"WARNING: All log messages before absl::InitializeLog() is called are written\n"
+        )
+        os.write(
+            2, b"I0000 port.cc:153] oneDNN custom operations are on. You may see\nbroken driver\n"
+        )
+        raise ZeroDivisionError
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "broken driver\nafter\n"
+
+
+def test_evaluate_where_no_run_is(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main.main(["evaluate", f"--workdir={tmp_path}"]) == 78
+    assert capsys.readouterr().err == (
+        f"lockstep: workdir {tmp_path} holds no run ({tmp_path}/config.gin is missing): "
+        "train one, or choose another\n"
+    )
+
+
+# ---------------------------------------------------------------------- runs, with a trainer of paper
+
+
+class Boat:
+    def __init__(self, sails: int = 1) -> None:
+        if sails < 1:
+            raise ValueError(f"sails is {sails}: it must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Voyage:
+    boat: Callable[[], Boat] = Boat
+    steps: int = 3
+    seed: int = 5
+    samples: int = 4
+
+
+class PaperTrainer:
+    """Keeps what it was made from and does what `ends` says."""
+
+    ends: Any = None
+    decoded: Any = None
+    made: SimpleNamespace | None = None
+
+    def __init__(self, experiment: Voyage, hardware: Any, workdir: Path | None) -> None:
+        experiment.boat()
+        type(self).made = SimpleNamespace(hardware=hardware, workdir=workdir)
+        self.experiment, self.workdir = experiment, workdir
+        self.cluster = SimpleNamespace(chief=True)
+
+    def train(self) -> Any:
+        from trainer.trainer import Outcome
+
+        assert self.workdir is not None
+        for name in ("checkpoints/step-00000003.safetensors", "samples/step-00000003.png"):
+            (self.workdir / name).parent.mkdir(exist_ok=True)
+            (self.workdir / name).touch()
+        if isinstance(self.ends, BaseException):
+            raise self.ends
+        return self.ends or Outcome.DONE
+
+    def restore(self, which: str) -> int:
+        return {"last": 3, "best": 2}[which]
+
+    def evaluate(self) -> dict[str, float]:
+        return {"loss": 1.25, "accuracy": 0.5}
+
+    def sample(self, count: int, seed: int) -> Any:
+        if self.decoded is not None:
+            return self.decoded
+        return np.full([count, 2, 2, 1], seed, np.uint8)
+
+    def describe(self) -> str:
+        return "boat: 12 weights"
+
+
+@pytest.fixture
+def lockstep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the launcher in `tmp_path`; returns exit code, stdout and stderr."""
+    import trainer.trainer
+
+    names = config.Registry("test_main", root="Voyage")
+    names.register(Voyage)
+    names.register(Boat)
+    monkeypatch.setattr(main, "registry", lambda: names)
+    monkeypatch.setattr(trainer.trainer, "Trainer", PaperTrainer)
+    monkeypatch.setattr(PaperTrainer, "ends", None)
+    monkeypatch.setattr(PaperTrainer, "decoded", None)
+    monkeypatch.setattr(config_files, "SHIPPED", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/sea.gin").write_text("Voyage.steps = 3\n")
+
+    def run(command: str) -> tuple[int, str, str]:
+        code = main.main(command.split())
+        return code, *capsys.readouterr()
+
+    return run
+
+
+CONFIG = (
+    "Boat.sails = 1\nVoyage.boat = @Boat\nVoyage.samples = 4\nVoyage.seed = 5\nVoyage.steps = 3\n"
+)
+RESULTS = """\
+samples:    w/samples/step-00000003.png
+checkpoint: w/checkpoints/step-00000003.safetensors
+curves:     tensorboard --logdir w/summaries
+"""
+
+
+def test_train_leaves_config_and_starts(lockstep, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("A_SECRET", "swordfish")
+    assert lockstep("train sea --workdir=w --microbatch=2") == (0, RESULTS, "")
+    assert (tmp_path / "w/config.gin").read_text() == CONFIG
+    assert PaperTrainer.made is not None
+    assert PaperTrainer.made.hardware.microbatch == 2
+    assert lockstep("train --workdir=w")[0] == 0  # goes on under its own configuration
+    text = (tmp_path / "w/run.json").read_text()
+    starts = json.loads(text)
+    assert [start["command"] for start in starts] == [
+        "lockstep train sea --workdir=w --microbatch=2",
+        "lockstep train --workdir=w",
+    ]
+    assert starts[0]["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert "keras" in starts[0]["versions"]
+    assert "swordfish" not in text
+
+
+def test_other_configuration_is_refused_and_longer_is_not(lockstep, tmp_path: Path) -> None:
+    assert lockstep("train sea --workdir=w")[0] == 0
+    assert lockstep("train sea --workdir=w --gin_param=Boat.sails=2") == (
+        78,
+        "",
+        "lockstep: workdir w holds a run of another configuration: Boat.sails is 1 there and 2 here; "
+        "choose another --workdir, or the configuration in w/config.gin\n",
+    )
+    assert (tmp_path / "w/config.gin").read_text() == CONFIG
+    assert lockstep("train sea --workdir=w --gin_param=Voyage.steps=9")[0] == 0
+    assert (tmp_path / "w/config.gin").read_text() == CONFIG.replace("steps = 3", "steps = 9")
+
+
+def test_a_start_that_failed_does_not_bind(lockstep, tmp_path: Path) -> None:
+    """Nothing was learnt, so the corrected configuration may have the workdir."""
+    assert lockstep("train sea --workdir=w --gin_param=Boat.sails=0") == (
+        78,
+        "",
+        "lockstep: sails is 0: it must be at least 1\n",
+    )
+    assert not (tmp_path / "w/config.gin").exists()
+    assert lockstep("train sea --workdir=w")[0] == 0
+
+
+def test_ends(lockstep, monkeypatch) -> None:
+    from input_pipeline.batches import DataError
+    from trainer.trainer import Outcome
+
+    for ends, expected in [
+        (
+            Outcome.ALREADY_DONE,
+            (0, f"already done: 3 steps; more with --gin_param=Voyage.steps=…\n{RESULTS}", ""),
+        ),
+        (
+            Outcome.PREEMPTED,
+            (75, "", "lockstep: preempted and saved in w: start the same command again to go on\n"),
+        ),
+        (Diverged("phase a diverged:\n it did"), (70, "", "lockstep: phase a diverged: it did\n")),
+        (DataError("row 3 is empty"), (65, "", "lockstep: row 3 is empty\n")),
+        (
+            KeyboardInterrupt(),
+            (130, "", "lockstep: interrupted; start again to go on from the last checkpoint\n"),
+        ),
+    ]:
+        monkeypatch.setattr(PaperTrainer, "ends", ends)
+        assert lockstep("train sea --workdir=w") == expected
+    monkeypatch.setattr(PaperTrainer, "ends", ValueError("a bug"))
+    code, _, said = lockstep("train sea --workdir=w")
+    assert code == 70
+    assert said.startswith("Traceback") and said.endswith("ValueError: a bug\n")
+
+
+def test_dry_run_writes_nothing(lockstep, tmp_path: Path) -> None:
+    assert lockstep("train sea --dry_run") == (0, f"{CONFIG}\nboat: 12 weights\n", "")
+    assert lockstep("train sea --dry_run --workdir=w")[0] == 0
+    assert not (tmp_path / "w").exists()
+
+
+def test_evaluate_and_sample_take_the_run(lockstep, tmp_path: Path, monkeypatch) -> None:
+    from PIL import Image
+
+    assert lockstep("train sea --workdir=w")[0] == 0
+    code, out, said = lockstep("evaluate --workdir=w --checkpoint=best")
+    assert (code, said) == (0, "")
+    assert json.loads(out.splitlines()[-1]) == {"step": 2, "accuracy": 0.5, "loss": 1.25}
+    assert "w, step 2" in out and "1.25" in out
+
+    assert lockstep("sample --workdir=w --seed=7") == (
+        0,
+        "w/samples/step-00000003-seed-7.png\n",
+        "",
+    )
+    picture = np.asarray(Image.open(tmp_path / "w/samples/step-00000003-seed-7.png"))
+    assert picture[0, 0] == 7
+    monkeypatch.setattr(PaperTrainer, "decoded", ["to be", "or not"])
+    code, out, _ = lockstep("sample --workdir=w --count=2")
+    assert code == 0
+    assert "to be" in out and out.endswith("w/samples/step-00000003-seed-5.txt\n")
+    assert "or not" in (tmp_path / "w/samples/step-00000003-seed-5.txt").read_text()
+
+
+# ---------------------------------------------------------------------- what is registered
+
+GAN = """
+Experiment.objective = @GAN
+Experiment.source = @train/Split()
+Split.source = @Digits()
+train/Split.part = "train"
+Experiment.global_batch = 64
+Experiment.steps = 4
+GAN.generator_optimizer = @Optimizer()
+GAN.discriminator_optimizer = @Optimizer()
+GAN.latent = 8
+Optimizer.learning_rate = @CosineDecay()
+CosineDecay.initial_learning_rate = 2.0
+CosineDecay.decay_steps = 100
+ConvolutionalDecoder.width = 16
+"""
+
+
+def test_registered_classes_are_made_as_bound() -> None:
+    """A default that is registered (the rule Adam, the decoder) can be bound without being named."""
+    import keras
+
+    from models.gan import GAN as Objective
+
+    names = main.registry()
+    resolved = names.resolve(config_files.read([], [GAN, "Adam.beta_1=0.25"]))
+    assert resolved.bindings["Optimizer.rule"] == "@Adam"
+    assert resolved.bindings["ConvolutionalDecoder.width"] == "16"
+    experiment = names.build(resolved)
+    objective = experiment.objective(experiment.source.element_spec)
+    assert type(objective) is Objective
+    assert objective.latent == 8
+    rule = objective.generator_optimizer.rule()
+    assert type(rule) is keras.optimizers.Adam
+    assert rule.beta_1 == 0.25
+    assert float(objective.generator_optimizer.learning_rate(50)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("param", "says"),
+    [
+        ("Adam.learning_rate=1.0", "Adam.learning_rate has no effect: set Optimizer.learning_rate"),
+        ("Adam.clipnorm=1.0", "Adam.clipnorm has no effect: set Optimizer.clip_norm"),
+        ("Adam.beta1=0.5", "Adam has no parameter beta1; did you mean beta_1?"),
+        ("GAN.element_spec=1", "GAN.element_spec is given by its caller: remove the binding"),
+        ("Optimizer.rule=@Nadam", "@Nadam is not known; did you mean Adam?"),
+        ("VAE.beta=2.0", "VAE.beta is never used: nothing in this configuration refers to @VAE"),
+    ],
+)
+def test_wrong_binding_of_what_is_registered(param: str, says: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        main.registry().resolve(config_files.read([], [GAN, param]))
+    assert str(raised.value) == f"--gin_param {param}: {says}"

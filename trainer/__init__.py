@@ -1,0 +1,1 @@
+"""Devices, time and durability: trains any objective on any source."""

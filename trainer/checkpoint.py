@@ -1,0 +1,178 @@
+"""Checkpoints: one file a checkpoint, complete or not there.
+
+A checkpoint is a safetensors file `step-00000100.safetensors`: named arrays, no code, readable by anything. It is written
+under another name, flushed to the disk and renamed, so that a kill at any moment leaves either the whole file or none, and
+its metadata holds everything that is not an array, with a checksum over all of it: the best checkpoint so far is named in
+the same atomic write that saves it, so there is no moment between. Replicas are alike, so a checkpoint knows nothing of
+their number.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from trainer import durable
+from trainer.exits import CannotCreate, ConfigError, DataProblem
+
+NAME = re.compile(r"step-(\d+)\.safetensors")
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A training at one step.
+
+    Attributes:
+      step: of the training.
+      arrays: every variable by name.
+      notes: what else must go on: JSON values by name.
+    """
+
+    step: int
+    arrays: Mapping[str, np.ndarray]
+    notes: Mapping[str, Any]
+
+
+class DamagedCheckpoint(Exception):
+    """A file that is not what was written."""
+
+
+def write(path: pathlib.Path, snapshot: Snapshot) -> None:
+    """Writes the snapshot so that `path` is complete or as it was before."""
+    notes = json.dumps({"step": snapshot.step, **snapshot.notes}, sort_keys=True)
+    metadata = {"lockstep": notes, "sha256": _digest(notes, snapshot.arrays)}
+    arrays = {name: np.asarray(array, order="C") for name, array in snapshot.arrays.items()}
+    durable.write(path, safetensors.numpy.save(arrays, metadata))
+
+
+def read(path: pathlib.Path) -> Snapshot:
+    """Reads and verifies a checkpoint.
+
+    Raises:
+      DamagedCheckpoint: if it is truncated or altered.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        notes = metadata["lockstep"]
+        if _digest(notes, arrays) != metadata["sha256"]:
+            raise DamagedCheckpoint(f"{path} does not have the checksum it was written with")
+    except (safetensors.SafetensorError, KeyError, OSError) as error:
+        raise DamagedCheckpoint(f"{path} is damaged ({error})") from None
+    values = json.loads(notes)
+    return Snapshot(values.pop("step"), arrays, values)
+
+
+def _digest(notes: str, arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(notes.encode())
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name], order="C")
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of a workdir. Saves are made by a thread while training goes on, one at a time."""
+
+    def __init__(self, directory: pathlib.Path, keep: int) -> None:
+        self.directory, self._keep = directory, keep
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: tuple[int, concurrent.futures.Future] | None = None
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints there are, ascending."""
+        if not self.directory.is_dir():
+            return []
+        matches = (NAME.fullmatch(path.name) for path in self.directory.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def path(self, step: int) -> pathlib.Path:
+        return self.directory / f"step-{step:08d}.safetensors"
+
+    def save(self, snapshot: Snapshot, best: int | None) -> None:
+        """Starts writing; afterwards only the last `keep` and the one of step `best` stay.
+
+        Raises:
+          CannotCreate: of the save before, if it failed.
+        """
+        self.wait()
+        self._pending = snapshot.step, self._thread.submit(self._write, snapshot, best)
+
+    def wait(self) -> None:
+        """Returns when all saves are on the disk.
+
+        Raises:
+          CannotCreate: if one failed; what was saved before it is whole.
+        """
+        if self._pending is None:
+            return
+        (step, saved), self._pending = self._pending, None
+        try:
+            saved.result()
+        except OSError as error:
+            raise CannotCreate(
+                f"the checkpoint of step {step} cannot be written to {self.directory} ({error.strerror or error}): "
+                "make room or mend it and start again; the checkpoints before it are whole"
+            ) from None
+
+    def latest(self, note: Callable[[str], None]) -> Snapshot | None:
+        """The newest checkpoint that is whole, or None where there is none at all.
+
+        Args:
+          note: is told of each one that is damaged.
+
+        Raises:
+          DataProblem: if there are checkpoints and none is whole.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return read(self.path(step))
+            except DamagedCheckpoint as error:
+                note(f"{error}: falling back to the checkpoint before it")
+        if steps:
+            raise DataProblem(
+                f"none of the {len(steps)} checkpoints in {self.directory} is whole: "
+                "restore one from a backup, or remove the directory to start from the beginning"
+            )
+        return None
+
+    def _write(self, snapshot: Snapshot, best: int | None) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write(self.path(snapshot.step), snapshot)
+        # Later steps are damaged files that a restart fell back from; they are written anew when it gets there.
+        steps = [step for step in self.steps() if step <= snapshot.step]
+        for step in set(steps[: -self._keep]) - {best}:
+            self.path(step).unlink(missing_ok=True)
+        for scratch in self.directory.glob(".step-*"):
+            scratch.unlink(missing_ok=True)
+
+
+def check_fit(
+    snapshot: Snapshot, shapes: Mapping[str, tuple[int, ...]], where: pathlib.Path
+) -> None:
+    """Checks that a snapshot has exactly these arrays.
+
+    Raises:
+      ConfigError: naming the first that differs.
+    """
+    for name in sorted({*shapes, *snapshot.arrays}):
+        there = snapshot.arrays[name].shape if name in snapshot.arrays else "missing"
+        here = shapes.get(name, "missing")
+        if there != here:
+            raise ConfigError(
+                f"{where} does not fit the model: {name} is {there} there and {here} in the configuration; "
+                "use the configuration it was made with, or another --workdir"
+            )

@@ -1,0 +1,205 @@
+"""gin files and `--gin_param`s, read into bindings that know where they stand; nothing is looked up or called yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tokenize
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gin import config_parser
+
+from trainer.exits import ConfigError, nearest
+
+SHIPPED = Path(__file__).resolve().parent.parent / "configs"
+"""Beside this package in a checkout and in an installation alike."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """`@scope/Name`, or its result, `@scope/Name()`."""
+
+    name: str
+    scope: str
+    call: bool
+
+    def __str__(self) -> str:
+        return f"@{self.scope + '/' if self.scope else ''}{self.name}{'()' if self.call else ''}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Macro:
+    """`%NAME`."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"%{self.name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    """`scope/Name.parameter = value`, or a macro `NAME = value`, which has no parameter.
+
+    Attributes:
+      place: where it stands, for messages: `configs/gan/digits.gin:12`.
+    """
+
+    scope: str
+    name: str
+    parameter: str
+    value: Any
+    place: str
+
+    @property
+    def key(self) -> str:
+        return (
+            f"{self.scope + '/' if self.scope else ''}{self.name}"
+            f"{'.' + self.parameter if self.parameter else ''}"
+        )
+
+
+def render(value: Any) -> str:
+    """`value` as gin reads it, on one line."""
+    if isinstance(value, Reference | Macro):
+        return str(value)
+    if isinstance(value, tuple):
+        return f"({', '.join(map(render, value))}{',' if len(value) == 1 else ''})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(render, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{render(k)}: {render(v)}' for k, v in value.items())}}}"
+    return repr(value)
+
+
+def shipped() -> list[str]:
+    """The names of the configurations in `configs/`."""
+    return sorted(
+        path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.gin")
+    )
+
+
+def find(name: str, folder: Path | None = None) -> Path:
+    """The file that a path or a short name such as `gan/digits` means.
+
+    Args:
+      name: as given.
+      folder: of the file that includes it, where a path may begin too.
+
+    Raises:
+      ConfigError: if there is none.
+    """
+    short = name.removesuffix(".gin")
+    paths = [Path(name)] if name.endswith(".gin") else []
+    if folder is not None:
+        paths.insert(0, folder / f"{short}.gin")
+    for path in [*paths, SHIPPED / f"{short}.gin"]:
+        if path.is_file():
+            return path
+    names = shipped()
+    # A last word alone is a good guess too: "digits" for "gan/digits".
+    guess = nearest(short, names) or nearest(short, (n for n in names if short in n.split("/")))
+    there = f" (there are: {', '.join(names)})" if names else ""
+    raise ConfigError(f'there is no config "{name}"{guess}{there}')
+
+
+def read(names: Sequence[str], params: Sequence[str] = ()) -> list[Binding]:
+    """The bindings of these files, then of these parameters; later ones win.
+
+    Args:
+      names: paths, or names in `configs/`.
+      params: `Name.parameter=value`.
+
+    Raises:
+      ConfigError: with the place, if something cannot be read.
+    """
+    bindings: list[Binding] = []
+    for name in names:
+        bindings += _read_file(find(name), ())
+    for param in params:
+        bindings += _parse(param, f"--gin_param {' '.join(param.split())}", None, ())
+    return bindings
+
+
+def _read_file(path: Path, including: tuple[Path, ...]) -> list[Binding]:
+    resolved = path.resolve()
+    if resolved in including:
+        raise ConfigError(f"{_label(path)} includes itself: remove one of the include lines")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{_label(path)} cannot be read: {error}") from None
+    return _parse(text, _label(path), path.parent, (*including, resolved))
+
+
+def _label(path: Path) -> str:
+    if path.is_relative_to(SHIPPED):
+        return f"configs/{path.relative_to(SHIPPED).as_posix()}"
+    return str(path)
+
+
+def _parse(
+    text: str, label: str, folder: Path | None, including: tuple[Path, ...]
+) -> list[Binding]:
+    bindings: list[Binding] = []
+    here: dict[str, tuple[str, int]] = {}  # what this very file binds: key -> value, line
+    for statement in _statements(text, label):
+        line = statement.location.line_num
+        place = f"{label}:{line}" if folder else label
+        if isinstance(statement, config_parser.ImportStatement):
+            raise ConfigError(
+                f"{place}: configs import nothing, they name what the launcher registers: "
+                "remove the import"
+            )
+        if isinstance(statement, config_parser.IncludeStatement):
+            try:
+                included = find(statement.filename, folder)
+            except ConfigError as error:
+                raise ConfigError(f"{place}: {error}") from None
+            bindings += _read_file(included, including)
+        elif isinstance(statement, config_parser.BindingStatement):
+            scope, name, parameter, value, _ = statement
+            if not parameter:
+                scope, name = "", f"{scope}/{name}" if scope else name
+            binding = Binding(scope, name, parameter, value, place)
+            value_text = render(value)
+            other = here.setdefault(binding.key, (value_text, line))
+            if other[0] != value_text:
+                raise ConfigError(
+                    f"{place}: {binding.key} is {value_text} here and {other[0]} in line "
+                    f"{other[1]} of the same file: keep one"
+                )
+            bindings.append(binding)
+    return bindings
+
+
+def _statements(text: str, label: str) -> Iterator[Any]:
+    try:
+        yield from config_parser.ConfigParser(text, _Delegate())
+    except tokenize.TokenError as error:
+        message, (line, _) = error.args
+        raise ConfigError(f"{label}:{line}: cannot read this: {message}") from None
+    except SyntaxError as error:
+        place = f"{label}:{error.lineno}" if not label.startswith("--") else label
+        raise ConfigError(f"{place}: {_explain(error)}") from None
+
+
+def _explain(error: SyntaxError) -> str:
+    message = str(error.msg)
+    token = re.search(r"Failed to parse token '(.*)'", message)
+    if token:
+        word = token[1]
+        return f'the value {word} is not a literal: a text needs quotes ("{word}"), a name @ or %'
+    source = (error.text or "").strip()
+    return f"cannot read {source!r}: {' '.join(message.split()).rstrip('.')}"
+
+
+class _Delegate(config_parser.ParserDelegate):
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> Reference:
+        scope, _, name = scoped_configurable_name.rpartition("/")
+        return Reference(name, scope, evaluate)
+
+    def macro(self, macro_name: str) -> Macro:
+        return Macro(macro_name)

@@ -1,0 +1,32 @@
+"""Files that are whole or not there, whenever the process or the machine stops."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+SCRATCH = "."
+"""Names of files that are not whole begin so."""
+
+
+def write(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file so that `path` is what it was before or all of `data`, and stays so once this returns.
+
+    Raises:
+      OSError: if it cannot; the file is then as it was before.
+    """
+    scratch = path.with_name(f"{SCRATCH}{path.name}.{os.getpid()}")
+    try:
+        with scratch.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # The name, too, is on the disk.
+    finally:
+        os.close(directory)

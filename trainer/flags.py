@@ -1,0 +1,250 @@
+"""The command line: flags and what contradicts what, answered before TensorFlow is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+from trainer.exits import UsageError, nearest
+
+MODES = {
+    "train": "train a model; goes on by itself if the workdir holds a run",
+    "evaluate": "metrics of a run on its held-out examples",
+    "sample": "draw from the model of a run",
+}
+
+USAGE = """\
+usage: lockstep MODE [CONFIG …] --workdir=FOLDER [flags]
+
+  lockstep train gan/digits --workdir=runs/digits
+  lockstep train gan/digits --gin_param=Experiment.steps=500 --dry_run
+  lockstep evaluate --workdir=runs/digits
+  lockstep sample --workdir=runs/digits --count=16
+"""
+
+EXIT_CODES = """\
+exit codes: 0 done, 64 wrong command line, 65 bad data, 69 a package is missing, 70 diverged or internal error,
+            73 and 77 the workdir cannot be written, 75 preempted and saved (start again), 78 wrong configuration
+"""
+
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
+OF_ONE_MODE = {"dry_run": ("train",), "checkpoint": ("evaluate", "sample")}
+OF_ONE_MODE |= {"count": ("sample",), "seed": ("sample",)}
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    """What was asked for.
+
+    Attributes:
+      configs: names and paths of gin files, then those of `--gin_file`.
+      hardware: arguments of `trainer.cluster.Hardware`.
+    """
+
+    mode: str
+    configs: tuple[str, ...]
+    gin_params: tuple[str, ...]
+    workdir: str | None
+    hardware: dict[str, Any]
+    dry_run: bool = False
+    checkpoint: str = "last"
+    count: int | None = None
+    seed: int | None = None
+
+
+class Answer(Exception):
+    """A text to print instead of running: help or version."""
+
+
+def _define() -> flags.FlagValues:
+    # Values of our own: absl's global ones are full of the flags of every module that was imported.
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    at_least: dict[str, Any] = {"flag_values": values, "lower_bound": 1}
+    flags.DEFINE_multi_string(
+        "gin_file",
+        [],
+        "a configuration, by name in configs/ or path; repeatable",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        "gin_param", [], "Name.parameter=value, wins over files; repeatable", flag_values=values
+    )
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_boolean(
+        "dry_run",
+        False,
+        "print configuration, sizes and a first step's seconds",
+        flag_values=values,
+    )
+    flags.DEFINE_string("checkpoint", "last", "last, best or a step", flag_values=values)
+    flags.DEFINE_integer("count", None, "how many samples", **at_least)
+    flags.DEFINE_integer("seed", None, "of the samples; the run's if not given", flag_values=values)
+    flags.DEFINE_enum("strategy", "auto", STRATEGIES, "how devices are used", flag_values=values)
+    flags.DEFINE_integer(
+        "replicas", None, "devices of this machine to use; all if not given", **at_least
+    )
+    flags.DEFINE_integer("virtual_devices", None, "split the CPU in so many devices", **at_least)
+    flags.DEFINE_list("hosts", [], "host:port of every worker; else TF_CONFIG", flag_values=values)
+    flags.DEFINE_integer(
+        "worker", None, "which of the hosts this is, from 0", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_string("tpu", None, 'name of a TPU, or "local"', flag_values=values)
+    flags.DEFINE_enum(
+        "xla", "auto", ("auto", "on", "off"), "auto is on for GPU and TPU", flag_values=values
+    )
+    flags.DEFINE_integer("microbatch", None, "examples a replica computes at a time", **at_least)
+    flags.DEFINE_integer("steps_per_loop", 20, "steps between two looks of the host", **at_least)
+    return values
+
+
+def help_text() -> str:
+    """What `--help` prints."""
+    values = _define()
+    lines = [USAGE, "modes:"]
+    lines += [f"  {mode:<18}{text}" for mode, text in MODES.items()]
+    lines += ["", "flags:"]
+    for name in values:
+        flag = values[name]
+        choices = getattr(flag.parser, "enum_values", None)
+        text = flag.help.split("\n")[0].rstrip(";").split(">: ")[-1]
+        text = f"{', '.join(choices)}: {text}" if choices else text
+        modes = f" ({', '.join(OF_ONE_MODE[name])})" if name in OF_ONE_MODE else ""
+        lines.append(f"  --{name:<17}{text}{modes}")
+    return "\n".join([*lines, "", EXIT_CODES])
+
+
+def parse(arguments: Sequence[str]) -> CommandLine:
+    """Reads and checks a command line, without the program's name.
+
+    Raises:
+      UsageError: in one line, what is wrong with it.
+      Answer: if it asks for help or the version.
+    """
+    before_dashes = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if {"--help", "-h", "-help", "-?", "--helpshort", "--helpfull"}.intersection(before_dashes):
+        raise Answer(help_text())
+    if "--version" in before_dashes:
+        raise Answer(_version())
+    values = _define()
+    try:
+        words = values(["lockstep", *arguments])[1:]
+    except flags.UnrecognizedFlagError as error:
+        name = error.flagname
+        near = nearest(name.removeprefix("no"), values).replace("mean ", "mean --")
+        raise UsageError(f"unknown flag --{name}{near or '; lockstep --help lists them'}") from None
+    except flags.Error as error:
+        message = " ".join(str(error).removeprefix("flag ").split())
+        message = re.sub(r"invalid literal for int\(\).*", "it must be a whole number", message)
+        raise UsageError(message) from None
+    if not words:
+        raise UsageError(
+            f"no mode: begin with one of {', '.join(MODES)}; lockstep --help tells more"
+        )
+    mode, *configs = words
+    if mode not in MODES:
+        raise UsageError(
+            f"unknown mode {mode}{nearest(mode, MODES) or ': use ' + ', '.join(MODES)}"
+        )
+    for name, modes in OF_ONE_MODE.items():
+        if values[name].present and mode not in modes:
+            raise UsageError(f"--{name} is for {' and '.join(modes)}, not for {mode}: remove it")
+    value: dict[str, Any] = {name: values[name].value for name in values}
+    _check_hardware(value)
+    configs += value["gin_file"]
+    _check_files(mode, configs, value)
+    return CommandLine(
+        mode,
+        tuple(configs),
+        tuple(value["gin_param"]),
+        value["workdir"],
+        {
+            **{name: value[name] for name in ("strategy", "replicas", "tpu", "xla", "microbatch")},
+            "steps_per_loop": value["steps_per_loop"],
+            "virtual_devices": value["virtual_devices"] or 0,
+            "hosts": tuple(value["hosts"]),
+            "worker": value["worker"] or 0,
+        },
+        value["dry_run"],
+        value["checkpoint"],
+        value["count"],
+        value["seed"],
+    )
+
+
+def _check_files(mode: str, configs: Sequence[str], value: Mapping[str, Any]) -> None:
+    workdir = value["workdir"]
+    if workdir is not None and (not workdir or "://" in workdir):
+        raise UsageError(f'--workdir="{workdir}" is not a folder: give a local or mounted one')
+    if workdir is None and not value["dry_run"]:
+        name = configs[0].replace("/", "-").removesuffix(".gin") if configs else "NAME"
+        raise UsageError(f"no --workdir: say where the run is kept, such as --workdir=runs/{name}")
+    if mode != "train" and configs:
+        raise UsageError(f"{mode} reads the configuration of the workdir: remove {configs[0]}")
+    checkpoint = value["checkpoint"]
+    if checkpoint not in ("last", "best") and not checkpoint.isdecimal():
+        raise UsageError(f"--checkpoint={checkpoint}: choose last, best or the number of a step")
+
+
+def _check_hardware(value: Mapping[str, Any]) -> None:
+    """Refuses flags that contradict each other; whether the devices are there, the cluster will tell."""
+    strategy, hosts = value["strategy"], value["hosts"]
+    for name, strategies in {
+        "hosts": ("auto", "multi_worker"),
+        "tpu": ("auto", "tpu"),
+        "virtual_devices": ("auto", "one_device", "mirrored"),
+        "replicas": ("auto", "one_device", "mirrored"),
+    }.items():
+        if value[name] and strategy not in strategies:
+            raise UsageError(f"--{name} and --strategy={strategy} exclude each other: drop one")
+    for one, other in (
+        ("hosts", "tpu"),
+        ("hosts", "virtual_devices"),
+        ("hosts", "replicas"),
+        ("tpu", "virtual_devices"),
+        ("tpu", "replicas"),
+    ):
+        if value[one] and value[other]:
+            raise UsageError(f"--{one} and --{other} exclude each other: drop one")
+    if strategy == "one_device" and (value["replicas"] or 1) > 1:
+        raise UsageError(
+            f"--strategy=one_device has one replica: drop --replicas={value['replicas']}"
+        )
+    wanted, devices = value["replicas"] or 1, value["virtual_devices"]
+    if devices and wanted > devices:
+        raise UsageError(f"--replicas={wanted} needs as many --virtual_devices, not {devices}")
+    if strategy == "multi_worker" and not hosts and not os.environ.get("TF_CONFIG"):
+        raise UsageError(
+            "--strategy=multi_worker needs its workers: --hosts=a:port,b:port --worker=i, or TF_CONFIG"
+        )
+    _check_hosts(hosts, value["worker"])
+
+
+def _check_hosts(hosts: Sequence[str], worker: int | None) -> None:
+    if not hosts:
+        if worker is not None:
+            raise UsageError("--worker needs --hosts=a:port,b:port, the same list on every worker")
+        return
+    wrong = [host for host in hosts if not re.fullmatch(r"[^\s:]+:\d+|\[[0-9a-fA-F:]+\]:\d+", host)]
+    if wrong:
+        raise UsageError(f'--hosts names "{wrong[0]}": write host:port')
+    if len(set(hosts)) < len(hosts):
+        raise UsageError("--hosts names a worker twice: give each its own host:port")
+    if worker is None:
+        raise UsageError(f"--hosts needs --worker: which of them this is, 0 to {len(hosts) - 1}")
+    if worker >= len(hosts):
+        raise UsageError(f"--worker={worker} is not among the {len(hosts)} hosts: number from 0")
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return f"lockstep {metadata.version('lockstep-training')}"
+    except metadata.PackageNotFoundError:
+        return "lockstep (not installed)"

@@ -1,0 +1,70 @@
+"""Samples in the forms in which a person looks at them: pictures in a grid, texts on a page."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+LONGEST_SIDE = 800
+"""Pixels. Small pictures are enlarged while their grid stays within this, to fit a screen."""
+GAP_GREY = 64
+"""Neither black nor white, in which many pictures end."""
+
+
+def grid(pictures: np.ndarray) -> np.ndarray:
+    """Pictures side by side, row by row, in a nearly square grid with a gap of one pixel.
+
+    Args:
+      pictures: uint8 `[n, height, width, 1 or 3]`.
+
+    Returns:
+      uint8 `[grid_height, grid_width, 1 or 3]`: the grid, each pixel of it (gaps too, or
+      neighbours run together) k×k pixels, with the greatest whole k that keeps it within
+      `LONGEST_SIDE`, and at least 1. Cells without a picture have the colour of the gap.
+    """
+    pictures = np.asarray(pictures)
+    shape = pictures.shape
+    if pictures.dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
+        raise ValueError(
+            f"pictures are {pictures.dtype} {list(shape)}: "
+            "they must be uint8 [n, height, width, 1 or 3], with no dimension 0"
+        )
+    count, height, width, channels = shape
+    columns = math.isqrt(count - 1) + 1
+    rows = -(-count // columns)
+    cells = np.full([rows * columns, height + 1, width + 1, channels], GAP_GREY, np.uint8)
+    cells[:count, :-1, :-1] = pictures
+    table = cells.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
+    table = table.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
+    factor = max(1, LONGEST_SIDE // max(table.shape[:2]))
+    return table.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def png(picture: np.ndarray) -> bytes:
+    """The PNG file of a picture, uint8 `[height, width, 1 or 3]`."""
+    file = io.BytesIO()
+    Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(file, format="PNG")
+    return file.getvalue()
+
+
+def page(texts: Sequence[str]) -> str:
+    """Texts one below the other, each under its number, for a .txt file."""
+    return "\n".join(
+        f"=== {number}/{len(texts)} ===\n{text}\n" for number, text in enumerate(texts, 1)
+    )
+
+
+def markdown(texts: Sequence[str]) -> str:
+    """Texts as Markdown, each under its number.
+
+    They are indented code, which shows spaces and line ends as they are, and which, unlike a
+    fence, no text can end.
+    """
+    return "\n\n".join(
+        f"**{number}/{len(texts)}**\n\n" + "\n".join("    " + line for line in text.split("\n"))
+        for number, text in enumerate(texts, 1)
+    )

@@ -1,0 +1,265 @@
+"""One training step on one replica: every phase's loss, gradients, all-reduce and update.
+
+Forward and backward of a phase are one compiled function; the collective and the update stay outside it, which works on
+virtual CPUs, several GPUs, several workers and TPU (TRAPS 7, 8). On one device the same code lowers whole to one XLA program.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from input_pipeline.batches import ElementSpec
+from input_pipeline.noise import Noise
+from models.objective import Batch, Objective, Phase
+from trainer.cluster import Layout
+from trainer.exits import ConfigError
+from trainer.precision import Precision
+from trainer.update import Update, mirrored_variable
+
+Sums = tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]
+"""Gradients of a phase's variables, sums of its metrics, new values of its statistics."""
+
+
+class Step:
+    """The training step of an objective whose networks are built; make it in the strategy's scope."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        spec: ElementSpec,
+        *,
+        layout: Layout,
+        precision: Precision,
+        seed: int,
+        xla: bool,
+        max_bad_updates: int,
+    ) -> None:
+        _check(objective)
+        self._objective, self._layout, self._precision, self._seed = (
+            objective,
+            layout,
+            precision,
+            seed,
+        )
+        self.number = mirrored_variable(0, tf.int64)
+        self.updates = []
+        self._gradients = []
+        for phase in objective.phases:
+            metrics, statistics = self._discover(phase, spec)
+            self.updates.append(
+                Update(
+                    phase,
+                    metrics=metrics,
+                    statistics=statistics,
+                    precision=precision,
+                    max_bad=max_bad_updates,
+                )
+            )
+            function = functools.partial(self._phase_gradients, phase, metrics, statistics)
+            self._gradients.append(tf.function(function, jit_compile=xla, autograph=False))
+
+    @property
+    def reads(self) -> int:
+        """Global batches that a step reads."""
+        return sum(phase.updates for phase in self._objective.phases if phase.reads)
+
+    @property
+    def state(self) -> dict[str, tf.Variable]:
+        """Everything that a checkpoint holds, by name."""
+        state = {"step": self.number}
+        for name, network in self._objective.networks.items():
+            state |= {f"{name}/{_path(network, v)}": v.value for v in network.variables}
+        for update in self.updates:
+            state |= {
+                f"{update.phase.name}/{name}": variable for name, variable in update.state.items()
+            }
+        return state
+
+    def noise(
+        self,
+        name: str,
+        *,
+        rows: int,
+        first: tf.Tensor | int = 0,
+        step: tf.Tensor | int = 0,
+        update: tf.Tensor | int = 0,
+    ) -> Noise:
+        """The experiment's noise of that name for these rows of the global batch."""
+        dtype = self._precision.loss_dtype
+        return Noise(self._seed, name, rows, first, step, update, dtype)
+
+    def cast(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """The batch with floating features in the precision of losses."""
+        dtype = self._precision.loss_dtype
+        return {name: tf.cast(x, dtype) if x.dtype.is_floating else x for name, x in batch.items()}
+
+    def __call__(self, batch: Batch) -> None:
+        """One step in replica context; `batch` is name -> `[reads, local_batch, …]`, this replica's examples."""
+        context = tf.distribute.get_replica_context()
+        first = tf.cast(context.replica_id_in_sync_group, tf.int64) * self._layout.local_batch
+        step = tf.identity(self.number)
+        read = -1
+        for update, gradients in zip(self.updates, self._gradients, strict=True):
+            for number in range(update.phase.updates):
+                read += update.phase.reads
+                examples = {name: x[read] for name, x in batch.items()}
+                scale = tf.ones([]) if update.scale is None else update.scale[0]
+                sums = gradients(examples, first, step, tf.constant(number, tf.int64), scale)
+                # One collective for all; TensorFlow packs it.
+                sums = context.all_reduce("SUM", sums)
+                update(step, *_unscaled(sums, scale, self._layout.replicas))
+
+        def advance(strategy: tf.distribute.Strategy) -> None:
+            strategy.extended.update(self.number, lambda number: number.assign_add(1), group=False)
+
+        context.merge_call(advance)
+
+    def _phase_gradients(
+        self,
+        phase: Phase,
+        metrics: Sequence[str],
+        statistics: Sequence[keras.Variable],
+        batch: Batch,
+        first: tf.Tensor,
+        step: tf.Tensor,
+        update: tf.Tensor,
+        scale: tf.Tensor,
+    ) -> Sums:
+        """This replica's part of the sums over the global batch: gradients, metrics (÷ global batch), statistics (mean)."""
+        size, count = self._layout.microbatch, self._layout.accumulation
+
+        def one(examples: Batch, first: tf.Tensor) -> Sums:
+            noise = self.noise(phase.name, rows=size, first=first, step=step, update=update)
+            with (
+                keras.StatelessScope() as scope,
+                tf.GradientTape(watch_accessed_variables=False) as tape,
+            ):
+                for variable in phase.variables:
+                    tape.watch(variable.value)
+                loss, values = phase.loss(self.cast(examples), noise, step)
+                total = tf.reduce_sum(tf.cast(loss, noise.dtype)) / self._layout.global_batch
+                scaled = total * tf.cast(scale, total.dtype)
+            gradients = tape.gradient(scaled, [variable.value for variable in phase.variables])
+            _all_connected(phase, gradients)
+            # Embedding gradients are made dense where XLA can fuse it; sparse ones cannot be reduced (TRAPS 9).
+            gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+            rows = (tf.cast(values[name], noise.dtype) for name in metrics[1:])
+            means = [total, *(tf.reduce_sum(row) / self._layout.global_batch for row in rows)]
+            news = [scope.get_current_value(variable) / count for variable in statistics]
+            return gradients, means, news
+
+        if count == 1:
+            return one(batch, first)
+        # Indexing by the whole first axis: a slice of a dynamic start fails in the gradient under XLA (TRAPS 9c).
+        batch = {name: tf.reshape(x, [count, size, *x.shape[1:]]) for name, x in batch.items()}
+
+        def more(a: tf.Tensor, sums: tuple) -> tuple:
+            examples = {name: x[a] for name, x in batch.items()}
+            part = one(examples, first + tf.cast(a, tf.int64) * size)
+            return a + 1, tf.nest.map_structure(tf.add, sums, part)
+
+        zeros = (
+            [tf.zeros(variable.shape, variable.dtype) for variable in phase.variables],
+            [tf.zeros([], self._precision.loss_dtype) for _ in metrics],
+            [tf.zeros(variable.shape, variable.dtype) for variable in statistics],
+        )
+        return tf.while_loop(lambda a, _: a < count, more, (0, zeros), maximum_iterations=count)[1]
+
+    def _discover(
+        self, phase: Phase, spec: ElementSpec
+    ) -> tuple[tuple[str, ...], tuple[keras.Variable, ...]]:
+        """The names of a phase's metrics and the variables to which its loss assigns, from a trace of the forward pass."""
+        size = self._layout.microbatch
+        known = {
+            id(v): v for network in self._objective.networks.values() for v in network.variables
+        }
+        found: dict = {}
+
+        def forward(batch: Batch) -> tf.Tensor:
+            noise = self.noise(phase.name, rows=size)
+            with keras.StatelessScope() as scope:
+                loss, metrics = phase.loss(self.cast(batch), noise, tf.constant(0, tf.int64))
+            for name, value in {"loss": loss, **metrics}.items():
+                if value.shape != (size,):
+                    raise ConfigError(
+                        f"{name} of phase {phase.name} has shape {value.shape}: expected one number an example, [{size}]"
+                    )
+            found["metrics"] = ("loss", *sorted(set(metrics) - {"loss"}))
+            found["assigned"] = list(scope.state_mapping)
+            return loss
+
+        tf.function(forward, autograph=False).get_concrete_function(
+            {
+                name: tf.TensorSpec((size, *feature.shape), feature.dtype)
+                for name, feature in spec.items()
+            }
+        )
+        if not known.keys() >= set(found["assigned"]):
+            raise ConfigError(
+                f"the loss of phase {phase.name} assigns to a variable that belongs to none of the objective's networks: "
+                "no checkpoint would hold it"
+            )
+        assigned = [known[key] for key in found["assigned"]]
+        if not all(tf.as_dtype(v.dtype).is_floating for v in assigned):
+            raise ConfigError(
+                f"the loss of phase {phase.name} moves the state of a Keras random layer, which draws the same numbers on "
+                "every replica: draw from `noise` instead"
+            )
+        return found["metrics"], tuple(assigned)
+
+
+def _check(objective: Objective) -> None:
+    """Refuses what would be lost in a checkpoint, or learn something else than it says."""
+    phases, known, paths = objective.phases, set(), set()
+    if not phases or not phases[0].reads:
+        raise ConfigError("the first phase of a step must read examples")
+    for name, network in objective.networks.items():
+        for variable in network.variables:
+            path = f"{name}/{_path(network, variable)}"
+            if path in paths:
+                raise ConfigError(
+                    f"two variables are named {path}: give each layer its own name, by which checkpoints keep it"
+                )
+            paths.add(path)
+            known.add(id(variable))
+    for number, phase in enumerate(phases):
+        if phase.name in [other.name for other in phases[:number]]:
+            raise ConfigError(
+                f"two phases are named {phase.name}: give each its own name, by which its noise and its state go"
+            )
+        if not phase.reads and phase.updates != 1:
+            raise ConfigError(
+                f"phase {phase.name} makes {phase.updates} updates on the same examples: one that does not read makes 1"
+            )
+        for variable in (*phase.variables, *(phase.average.copy.weights if phase.average else ())):
+            if id(variable) not in known:
+                raise ConfigError(
+                    f"phase {phase.name} moves {variable.path}, which belongs to none of the objective's networks: "
+                    "no checkpoint would hold it"
+                )
+
+
+def _path(network: keras.layers.Layer, variable: keras.Variable) -> str:
+    """The variable's path within its network."""
+    return variable.path.removeprefix(f"{network.name}/")
+
+
+def _all_connected(phase: Phase, gradients: Sequence[tf.Tensor | None]) -> None:
+    for variable, gradient in zip(phase.variables, gradients, strict=True):
+        if gradient is None:
+            raise ConfigError(
+                f"phase {phase.name} moves {variable.path}, but its loss does not depend on it"
+            )
+
+
+def _unscaled(sums: Sums, scale: tf.Tensor, replicas: int) -> Sums:
+    gradients, metrics, statistics = sums
+    return (
+        [g / tf.cast(scale, g.dtype) for g in gradients],
+        metrics,
+        [s / replicas for s in statistics],
+    )

@@ -1,0 +1,421 @@
+"""A training from start to end: build, restore, loop, evaluate, sample, save."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import functools
+import json
+import pathlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from input_pipeline.noise import Noise
+from trainer import checkpoint
+from trainer.cluster import Cluster, Hardware, batch_layout, connect
+from trainer.evaluation import Evaluation
+from trainer.exits import ConfigError, Diverged, UsageError
+from trainer.experiment import Experiment
+from trainer.metrics import MetricWriter, NullWriter
+from trainer.precision import PRECISIONS
+from trainer.progress import Progress
+from trainer.step import Step
+from trainer.timing import StepTimes
+from trainer.update import metric_means
+
+SAMPLE_CHUNK = 256
+
+
+class Outcome(enum.Enum):
+    """How a training ended."""
+
+    DONE = "done"
+    ALREADY_DONE = "already done"
+    PREEMPTED = "preempted and saved"
+
+
+class Trainer:
+    """Trains an experiment on some hardware.
+
+    Args:
+      experiment: what is learnt.
+      hardware: where, by default on all devices of this machine; it does not change what is learnt.
+      workdir: where checkpoints, metrics and samples go; None keeps everything in memory.
+      note: is told, in one line each, what a person may want to know.
+
+    Raises:
+      ConfigError, UsageError: in one line, what does not fit.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        hardware: Hardware | None = None,
+        workdir: str | pathlib.Path | None = None,
+        note: Callable[[str], None] = print,
+    ) -> None:
+        self.experiment, self.hardware = experiment, hardware or Hardware()
+        self.workdir = None if workdir is None else pathlib.Path(workdir)
+        self._note = note
+        self.cluster: Cluster = connect(self.hardware)
+        self.strategy = self.cluster.strategy
+        self.layout = batch_layout(
+            experiment.global_batch, self.cluster.replicas, self.hardware.microbatch
+        )
+        self.precision = PRECISIONS[experiment.precision]
+        self.batches = experiment.batches()
+        self.objective = experiment.objective(self.batches.element_spec)
+        with self.strategy.scope(), self.precision.building():
+            self.objective.build(
+                Noise(experiment.seed, "weights", rows=1, dtype=self.precision.loss_dtype)
+            )
+            self.step = Step(
+                self.objective,
+                self.batches.element_spec,
+                layout=self.layout,
+                precision=self.precision,
+                seed=experiment.seed,
+                xla=self.cluster.xla,
+                max_bad_updates=experiment.max_bad_updates,
+            )
+        self.evaluation = Evaluation(
+            self.objective, self.batches, self.step, self.cluster, self.layout
+        )
+        self._check_best_metric()
+        directory = (self.workdir or pathlib.Path()) / "checkpoints"
+        self.checkpoints = checkpoint.Checkpoints(directory, experiment.keep_checkpoints)
+        self.best: dict[str, Any] = {}
+        self._seconds = 0.0
+
+    def _check_best_metric(self) -> None:
+        name = self.experiment.best_metric
+        if name is None:
+            return
+        with self.strategy.scope():
+            names = self.evaluation.names()
+        if name not in names:
+            raise ConfigError(
+                f'best_metric "{name}" is not evaluated: choose one of {", ".join(names)}'
+            )
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def state(self) -> dict[str, tf.Variable]:
+        """Every variable of the training, by the name under which checkpoints keep it."""
+        return self.step.state
+
+    def snapshot(self) -> checkpoint.Snapshot:
+        """The training as it stands."""
+        arrays = {name: variable.numpy() for name, variable in self.state.items()}
+        notes = {"seconds": self._seconds, "best": self.best}
+        return checkpoint.Snapshot(int(arrays["step"]), arrays, notes)
+
+    def restore(self, which: str = "last") -> int:
+        """Takes the training to a checkpoint of the workdir; returns its step, 0 if there is none.
+
+        Args:
+          which: "last", "best" or a step.
+
+        Raises:
+          ConfigError: if it does not fit the model.
+          UsageError: if it is not there.
+        """
+        snapshot = self._find(which)
+        if snapshot is None:
+            return 0
+        path = self.checkpoints.path(snapshot.step)
+        state = self.state
+        checkpoint.check_fit(snapshot, {name: tuple(v.shape) for name, v in state.items()}, path)
+        for name, variable in state.items():
+            variable.assign(snapshot.arrays[name])
+        self.best = dict(snapshot.notes["best"])
+        self._seconds = float(snapshot.notes["seconds"])
+        return snapshot.step
+
+    def _find(self, which: str) -> checkpoint.Snapshot | None:
+        if self.workdir is None:
+            return None
+        latest = self.checkpoints.latest(self._note)
+        if which == "last" or latest is None:
+            return latest
+        best = latest.notes["best"].get("step")
+        if which == "best" and best is None:
+            raise UsageError(
+                f"no best checkpoint in {self.workdir}: the experiment names no best_metric"
+            )
+        steps = self.checkpoints.steps()
+        step = best if which == "best" else int(which) if which.isdigit() else None
+        if step not in steps:
+            raise UsageError(
+                f"no checkpoint {which} in {self.workdir}: choose last, best or one of {', '.join(map(str, steps))}"
+            )
+        try:
+            return checkpoint.read(self.checkpoints.path(step))
+        except checkpoint.DamagedCheckpoint as error:
+            raise UsageError(f"{error}: choose another of {', '.join(map(str, steps))}") from None
+
+    # ------------------------------------------------------------------ training
+
+    def train(self) -> Outcome:
+        """Trains until the experiment's steps are done, from the last checkpoint of the workdir if there is one.
+
+        Raises:
+          Diverged: after too many bad updates in a row; the last checkpoint is from before them or among them.
+        """
+        experiment = self.experiment
+        start = self.restore()
+        self.cluster.check_same("the step of the last checkpoint", start)
+        if start >= experiment.steps:
+            return Outcome.ALREADY_DONE
+        if start:
+            self._note(f"going on from step {start}")
+        writer: MetricWriter | NullWriter = NullWriter()
+        if self.workdir is not None and self.cluster.chief:
+            (self.workdir / "DONE").unlink(missing_ok=True)
+            writer = MetricWriter(self.workdir, resume_step=start)
+        progress = Progress(experiment.steps, start, sys.stderr) if self.cluster.chief else None
+        with (
+            writer,
+            contextlib.closing(progress) if progress else contextlib.nullcontext(),
+            _stop_signal() as stop,
+        ):
+            try:
+                outcome = self.run(self.data(start), start, writer, progress, stop)
+            finally:
+                self.checkpoints.wait()  # Also when it diverged: what was being saved stays.
+        if outcome is Outcome.DONE and self.workdir is not None and self.cluster.chief:
+            (self.workdir / "DONE").write_text(json.dumps({"steps": experiment.steps}) + "\n")
+        return outcome
+
+    def run(
+        self,
+        data: Iterator,
+        step: int,
+        writer: MetricWriter | NullWriter | None = None,
+        progress: Progress | None = None,
+        stop: threading.Event | None = None,
+        until: int | None = None,
+    ) -> Outcome:
+        """The host loop.
+
+        Args:
+          data: from `data(step)`.
+          step: to begin with, that of the variables.
+          writer: of metrics and samples.
+          progress: for people.
+          stop: when set, the run saves at the end of a loop and stops.
+          until: the step to end at; the experiment's if None.
+        """
+        experiment, times, writer = self.experiment, StepTimes(), writer or NullWriter()
+        until, began = until or experiment.steps, time.perf_counter() - self._seconds
+        while step < until:
+            count = min(self._until_boundary(step), until - step)
+            times.add(self._run_steps(data, tf.constant(count)).numpy(), time.time())
+            step += count
+            reached = int(self.step.number.numpy())
+            if reached != step:
+                raise RuntimeError(
+                    f"the step is {reached} after {count} steps from {step - count}: expected {step}"
+                )
+            self._check_diverged()
+            self._seconds = time.perf_counter() - began
+            if progress:
+                progress.update(step, times.examples_per_second(self._examples_per_step))
+            improved = self._look(step, writer, progress, times)
+            stopping = self.cluster.any_worker(stop is not None and stop.is_set()) and step < until
+            if (
+                improved
+                or stopping
+                or step % experiment.checkpoint_every == 0
+                or step == experiment.steps
+            ):
+                self._save()
+            if stopping:
+                return Outcome.PREEMPTED
+        return Outcome.DONE
+
+    def _until_boundary(self, step: int) -> int:
+        """Steps to the next moment when the host has something to do."""
+        experiment = self.experiment
+        intervals = (
+            experiment.log_every,
+            experiment.evaluate_every,
+            experiment.checkpoint_every,
+            experiment.sample_every,
+        )
+        nexts = [(step // every + 1) * every for every in intervals if every]
+        return min(step + self.hardware.steps_per_loop, experiment.steps, *nexts) - step
+
+    def _look(
+        self,
+        step: int,
+        writer: MetricWriter | NullWriter,
+        progress: Progress | None,
+        times: StepTimes,
+    ) -> bool:
+        """Logs, evaluates and samples what is due at this step; returns whether the evaluation is the best so far."""
+        experiment, improved = self.experiment, False
+        row: dict[str, float] = {}
+        if step % experiment.log_every == 0 or step == experiment.steps:
+            row |= self._read_metrics() | times.metrics(self._examples_per_step)
+            times.clear()
+        if experiment.evaluate_every and step % experiment.evaluate_every == 0:
+            evaluated = self.evaluation()
+            improved = self._is_best(step, evaluated)
+            row |= {f"eval/{name}": value for name, value in evaluated.items()}
+        if row:
+            writer.write(step, step * self._examples_per_step, self._seconds, row)
+            if progress:
+                progress.report(
+                    step, row, row.get("perf/examples_per_second", float("nan")), self._seconds
+                )
+        due = experiment.sample_every and step % experiment.sample_every == 0
+        if (due or step == experiment.steps) and self._writes and experiment.samples:
+            writer.samples(step, self.sample(experiment.samples))
+        return improved
+
+    def _is_best(self, step: int, evaluated: dict[str, float]) -> bool:
+        name = self.experiment.best_metric
+        if name is None:
+            return False
+        value, best = evaluated[name], self.best.get("value")
+        sign = 1 if self.experiment.best_direction == "min" else -1
+        if not np.isfinite(value) or (best is not None and sign * value >= sign * best):
+            return False
+        self.best = {"step": step, "value": value}
+        return True
+
+    def _save(self) -> None:
+        if self._writes:
+            self.checkpoints.save(self.snapshot(), self.best.get("step"))
+
+    def _read_metrics(self) -> dict[str, float]:
+        row: dict[str, float] = {}
+        for update in self.step.updates:
+            prefix = "train" if len(self.step.updates) == 1 else f"train/{update.phase.name}"
+            row |= {f"{prefix}/{name}": value for name, value in metric_means(update).items()}
+            row[f"{prefix}/skipped_updates"] = float(update.bad.numpy()[2])
+            if update.scale is not None:
+                row[f"{prefix}/loss_scale"] = float(update.scale.numpy()[0])
+            update.sums.assign(tf.zeros_like(update.sums))
+        return row
+
+    def _check_diverged(self) -> None:
+        for update in self.step.updates:
+            in_row, first, _ = update.bad.numpy().tolist()
+            if in_row >= self.experiment.max_bad_updates:
+                raise Diverged(
+                    f"phase {update.phase.name} diverged: {in_row} updates in a row from step {first} on had a loss or "
+                    "gradient that is not finite; lower the learning rate or set Optimizer.clip_norm"
+                )
+
+    @property
+    def _writes(self) -> bool:
+        """Whether there is a workdir and this worker writes in it."""
+        return self.workdir is not None and self.cluster.chief
+
+    # ------------------------------------------------------------------ device
+
+    @property
+    def _examples_per_step(self) -> int:
+        return self.experiment.global_batch * self.step.reads
+
+    def data(self, step: int) -> Iterator:
+        def worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            return self.batches.training(
+                self.cluster.slice(context), step=step, updates=self.step.reads
+            )
+
+        return iter(self.strategy.distribute_datasets_from_function(worker))
+
+    @functools.cached_property
+    def _run_steps(self) -> Callable:
+        """(data, number of steps) -> float64 `[steps, 2]`: when each step started, seconds since 1970, and its wait for data."""
+
+        def run_steps(data: Iterator, count: tf.Tensor) -> tf.Tensor:
+            def one(i: tf.Tensor, times: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+                start = tf.timestamp()
+                batch = next(data)
+                # Without the dependency the clock is read before the batch is there (TRAPS 19a).
+                with tf.control_dependencies(
+                    tf.nest.flatten(self.strategy.experimental_local_results(batch))
+                ):
+                    wait = tf.timestamp() - start
+                self.strategy.run(self.step, args=(batch,))
+                return i + 1, times.write(i, tf.stack([start, wait]))
+
+            times = tf.TensorArray(tf.float64, size=count, element_shape=[2])
+            return tf.while_loop(lambda i, _: i < count, one, (0, times))[1].stack()
+
+        return tf.function(run_steps, autograph=False)
+
+    # ------------------------------------------------------------------ use
+
+    def evaluate(self) -> dict[str, float]:
+        """Exact means of the objective's metrics over the validation examples, on the weights as they stand."""
+        if self.experiment.validation is None:
+            raise ConfigError("there are no validation examples: set Experiment.validation")
+        return self.evaluation()
+
+    def sample(self, count: int, seed: int | None = None) -> Any:
+        """`count` decoded samples from the weights as they stand; sample i depends on the seed and i alone."""
+        seed = self.experiment.seed if seed is None else seed
+        chunks = [
+            (first, min(SAMPLE_CHUNK, count - first)) for first in range(0, count, SAMPLE_CHUNK)
+        ]
+        parts = [
+            self._draw(seed, rows, tf.constant(first, tf.int64)).numpy() for first, rows in chunks
+        ]
+        return self.experiment.source.decode(np.concatenate(parts))
+
+    @functools.cached_property
+    def _draw(self) -> Callable:
+        def draw(seed: int, rows: int, first: tf.Tensor) -> tf.Tensor:
+            return self.objective.sample(
+                Noise(seed, "sample", rows=rows, first=first, dtype=self.precision.loss_dtype)
+            )
+
+        return tf.function(draw, autograph=False)
+
+    def describe(self) -> str:
+        """Model sizes, cluster, batch arithmetic and the seconds to a first compiled step, which is run on real data."""
+        started = time.perf_counter()
+        self._run_steps(self.data(0), tf.constant(1))
+        seconds = time.perf_counter() - started
+        sizes = [
+            f"{name}: {sum(int(np.prod(v.shape)) for v in network.trainable_variables):,} weights"
+            for name, network in self.objective.networks.items()
+        ]
+        layout = self.layout
+        return "\n".join(
+            [
+                *sizes,
+                f"cluster: {self.cluster.describe()}",
+                f"batch: {layout.global_batch} examples = {layout.replicas} replicas × {layout.microbatch} microbatch "
+                f"× {layout.accumulation} accumulation",
+                f"step: {self._examples_per_step} examples, {self.experiment.steps} steps",
+                f"first compiled step: {seconds:.1f} seconds",
+            ]
+        )
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets; nothing else happens in the handler, where saving would hang (TRAPS 13)."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)

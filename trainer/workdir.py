@@ -1,0 +1,87 @@
+"""The folder of a run: whether it can be written, which configuration it holds, and how it was started."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import shlex
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from trainer import durable
+from trainer.exits import CannotCreate, ConfigError, NoPermission
+
+VERSIONS_OF = ("lockstep-training", "keras", "numpy", "gin-config")
+TENSORFLOW_BUILDS = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu")
+
+
+def prepare(workdir: Path) -> None:
+    """Makes the folder and writes to it, so that a run does not find out after an hour that it cannot.
+
+    Raises:
+      CannotCreate, NoPermission: if it cannot be made or written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=workdir, prefix=".writable-"):
+            pass
+    except PermissionError:
+        raise NoPermission(
+            f"workdir {workdir} may not be written: choose another --workdir, or change its permissions"
+        ) from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CannotCreate(
+            f"workdir {workdir} cannot be made or written ({reason}): choose another --workdir"
+        ) from None
+
+
+def holds_run(workdir: Path) -> bool:
+    """Whether something was learnt here that another configuration must not go on with."""
+    checkpoints = workdir / "checkpoints"
+    saved = (workdir / "DONE").exists() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+    return saved and (workdir / "config.gin").exists()
+
+
+def config_file(workdir: Path) -> Path:
+    """The configuration of the run in the folder.
+
+    Raises:
+      ConfigError: if there is none.
+    """
+    path = workdir / "config.gin"
+    if not path.is_file():
+        raise ConfigError(
+            f"workdir {workdir} holds no run ({path} is missing): train one, or choose another"
+        )
+    return path
+
+
+def record_start(workdir: Path, config_text: str, arguments: Sequence[str]) -> None:
+    """Writes `config.gin`, and one more start to `run.json`: when, the command and the versions; no environment."""
+    durable.write(workdir / "config.gin", config_text.encode())
+    path = workdir / "run.json"
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        starts = []
+    if not isinstance(starts, list):
+        starts = []
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    command = shlex.join(["lockstep", *arguments])
+    starts.append({"time": now, "command": command, "versions": versions()})
+    durable.write(path, f"{json.dumps(starts, indent=1)}\n".encode())
+
+
+def versions() -> Mapping[str, str]:
+    """Of Python and of what decides a result."""
+    found = {"python": platform.python_version()}
+    for name in (*VERSIONS_OF, *TENSORFLOW_BUILDS):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
