@@ -23,7 +23,7 @@ import safetensors
 import safetensors.numpy
 
 from trainer import durable
-from trainer.exits import CannotCreate, ConfigError, DataProblem
+from trainer.exits import CannotCreate, ConfigError, DataProblem, UsageError
 
 NAME = re.compile(r"step-(\d+)\.safetensors")
 
@@ -148,6 +148,39 @@ class Checkpoints:
                 "restore one from a backup, or remove the directory to start from the beginning"
             )
         return None
+
+    def find(self, which: str, note: Callable[[str], None]) -> Snapshot | None:
+        """The checkpoint asked for; None for the last where there is none at all.
+
+        Args:
+          which: "last", "best" or a step.
+          note: as for `latest`.
+
+        Raises:
+          UsageError: if it is not there or damaged.
+          DataProblem: as `latest` does.
+        """
+        latest = self.latest(note)
+        if which == "last":
+            return latest
+        if latest is None:
+            raise UsageError(f"no checkpoint {which} in {self.directory}: there is none at all yet")
+        steps = self.steps()
+        there = ", ".join(map(str, steps))
+        if which == "best" and not latest.notes["best"]:
+            raise UsageError(
+                f"no best checkpoint in {self.directory}: nothing was evaluated yet by a best_metric; "
+                f"choose last or one of {there}"
+            )
+        step = latest.notes["best"]["step"] if which == "best" else which
+        if str(step) not in map(str, steps):
+            raise UsageError(
+                f"no checkpoint {which} in {self.directory}: choose last, best or one of {there}"
+            )
+        try:
+            return read(self.path(int(step)))
+        except DamagedCheckpoint as error:
+            raise UsageError(f"{error}: choose another of {there}") from None
 
     def _write(self, snapshot: Snapshot, best: int | None) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)

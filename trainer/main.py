@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from trainer import backend, config, config_files, durable, flags, workdir
 from trainer.exits import (
@@ -22,6 +22,7 @@ from trainer.exits import (
     UserError,
     one_line,
 )
+from trainer.preemption import stop_signal
 
 if TYPE_CHECKING:
     from trainer.trainer import Trainer
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     """Runs a command line, without the program's name; returns the exit code."""
     try:
         line = flags.parse(arguments)
-        {"train": train, "evaluate": evaluate, "sample": sample}[line.mode](line, arguments)
+        with stop_signal(_stopped_early):
+            {"train": train, "evaluate": evaluate, "sample": sample}[line.mode](line, arguments)
     except flags.Answer as answer:
         print(str(answer).rstrip())
     except UserError as error:
@@ -53,6 +55,11 @@ def main(arguments: Sequence[str]) -> int:
         traceback.print_exc()
         return UserError.code
     return 0
+
+
+def _stopped_early(*_: object) -> NoReturn:
+    """Until the training takes the signal over; nothing was learnt, so there is nothing to save."""
+    raise PreemptedExit("stopped before the training began: start the same command again")
 
 
 # ---------------------------------------------------------------------- modes
@@ -83,8 +90,13 @@ def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     trainer = _trainer(names, resolved, line, folder)
     if trainer.cluster.chief:
         workdir.record_start(folder, resolved.text, arguments)
+    start = {"command": workdir.command(arguments), **workdir.versions()}
+    texts = {
+        "config": f"```\n{resolved.text}```",
+        "start": "\n".join(f"- {name}: `{value}`" for name, value in start.items()),
+    }
     with _data_problems():
-        outcome = trainer.train()
+        outcome = trainer.train(texts)
     if outcome is Outcome.PREEMPTED:
         raise PreemptedExit(
             f"preempted and saved in {folder}: start the same command again to go on"

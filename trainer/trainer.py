@@ -7,28 +7,28 @@ import enum
 import functools
 import json
 import pathlib
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from input_pipeline.noise import Noise
-from trainer import checkpoint
+from trainer import checkpoint, durable
 from trainer.cluster import Cluster, Hardware, batch_layout, connect
+from trainer.device_loop import compiled_loop
 from trainer.evaluation import Evaluation
-from trainer.exits import ConfigError, Diverged, UsageError
+from trainer.exits import ConfigError
 from trainer.experiment import Experiment
 from trainer.metrics import MetricWriter, NullWriter
 from trainer.precision import PRECISIONS
+from trainer.preemption import stop_signal
 from trainer.progress import Progress
 from trainer.step import Step
 from trainer.timing import StepTimes
-from trainer.update import metric_means
 
 SAMPLE_CHUNK = 256
 
@@ -128,7 +128,7 @@ class Trainer:
           ConfigError: if it does not fit the model.
           UsageError: if it is not there.
         """
-        snapshot = self._find(which)
+        snapshot = None if self.workdir is None else self.checkpoints.find(which, self._note)
         if snapshot is None:
             return 0
         path = self.checkpoints.path(snapshot.step)
@@ -140,40 +140,23 @@ class Trainer:
         self._seconds = float(snapshot.notes["seconds"])
         return snapshot.step
 
-    def _find(self, which: str) -> checkpoint.Snapshot | None:
-        if self.workdir is None:
-            return None
-        latest = self.checkpoints.latest(self._note)
-        if which == "last" or latest is None:
-            return latest
-        best = latest.notes["best"].get("step")
-        if which == "best" and best is None:
-            raise UsageError(
-                f"no best checkpoint in {self.workdir}: the experiment names no best_metric"
-            )
-        steps = self.checkpoints.steps()
-        step = best if which == "best" else int(which) if which.isdigit() else None
-        if step not in steps:
-            raise UsageError(
-                f"no checkpoint {which} in {self.workdir}: choose last, best or one of {', '.join(map(str, steps))}"
-            )
-        try:
-            return checkpoint.read(self.checkpoints.path(step))
-        except checkpoint.DamagedCheckpoint as error:
-            raise UsageError(f"{error}: choose another of {', '.join(map(str, steps))}") from None
-
     # ------------------------------------------------------------------ training
 
-    def train(self) -> Outcome:
+    def train(self, texts: Mapping[str, str] | None = None) -> Outcome:
         """Trains until the experiment's steps are done, from the last checkpoint of the workdir if there is one.
+
+        Args:
+          texts: Markdown to show in TensorBoard, by name: the configuration, say.
 
         Raises:
           Diverged: after too many bad updates in a row; the last checkpoint is from before them or among them.
         """
         experiment = self.experiment
-        start = self.restore()
+        # Without a checkpoint it goes on from what is in memory.
+        start = self.restore() or int(self.step.number.numpy())
         self.cluster.check_same("the step of the last checkpoint", start)
         if start >= experiment.steps:
+            self._say_done(start)  # A kill may have come between the last save and this.
             return Outcome.ALREADY_DONE
         if start:
             self._note(f"going on from step {start}")
@@ -181,19 +164,26 @@ class Trainer:
         if self.workdir is not None and self.cluster.chief:
             (self.workdir / "DONE").unlink(missing_ok=True)
             writer = MetricWriter(self.workdir, resume_step=start)
+            for name, text in (texts or {}).items():
+                writer.text(name, text, start)
+        stop = threading.Event()
         progress = Progress(experiment.steps, start, sys.stderr) if self.cluster.chief else None
         with (
             writer,
             contextlib.closing(progress) if progress else contextlib.nullcontext(),
-            _stop_signal() as stop,
+            stop_signal(lambda *_: stop.set()),
         ):
             try:
                 outcome = self.run(self.data(start), start, writer, progress, stop)
             finally:
                 self.checkpoints.wait()  # Also when it diverged: what was being saved stays.
-        if outcome is Outcome.DONE and self.workdir is not None and self.cluster.chief:
-            (self.workdir / "DONE").write_text(json.dumps({"steps": experiment.steps}) + "\n")
+        if outcome is Outcome.DONE:
+            self._say_done(experiment.steps)
         return outcome
+
+    def _say_done(self, steps: int) -> None:
+        if self.workdir is not None and self.cluster.chief and not (self.workdir / "DONE").exists():
+            durable.write(self.workdir / "DONE", (json.dumps({"steps": steps}) + "\n").encode())
 
     def run(
         self,
@@ -225,7 +215,8 @@ class Trainer:
                 raise RuntimeError(
                     f"the step is {reached} after {count} steps from {step - count}: expected {step}"
                 )
-            self._check_diverged()
+            for update in self.step.updates:
+                update.check_diverged()
             self._seconds = time.perf_counter() - began
             if progress:
                 progress.update(step, times.examples_per_second(self._examples_per_step))
@@ -264,6 +255,7 @@ class Trainer:
         """Logs, evaluates and samples what is due at this step; returns whether the evaluation is the best so far."""
         experiment, improved = self.experiment, False
         row: dict[str, float] = {}
+        rate = times.examples_per_second(self._examples_per_step)
         if step % experiment.log_every == 0 or step == experiment.steps:
             row |= self._read_metrics() | times.metrics(self._examples_per_step)
             times.clear()
@@ -274,9 +266,7 @@ class Trainer:
         if row:
             writer.write(step, step * self._examples_per_step, self._seconds, row)
             if progress:
-                progress.report(
-                    step, row, row.get("perf/examples_per_second", float("nan")), self._seconds
-                )
+                progress.report(step, row, rate, self._seconds)
         due = experiment.sample_every and step % experiment.sample_every == 0
         if (due or step == experiment.steps) and self._writes and experiment.samples:
             writer.samples(step, self.sample(experiment.samples))
@@ -301,21 +291,8 @@ class Trainer:
         row: dict[str, float] = {}
         for update in self.step.updates:
             prefix = "train" if len(self.step.updates) == 1 else f"train/{update.phase.name}"
-            row |= {f"{prefix}/{name}": value for name, value in metric_means(update).items()}
-            row[f"{prefix}/skipped_updates"] = float(update.bad.numpy()[2])
-            if update.scale is not None:
-                row[f"{prefix}/loss_scale"] = float(update.scale.numpy()[0])
-            update.sums.assign(tf.zeros_like(update.sums))
+            row |= {f"{prefix}/{name}": value for name, value in update.read().items()}
         return row
-
-    def _check_diverged(self) -> None:
-        for update in self.step.updates:
-            in_row, first, _ = update.bad.numpy().tolist()
-            if in_row >= self.experiment.max_bad_updates:
-                raise Diverged(
-                    f"phase {update.phase.name} diverged: {in_row} updates in a row from step {first} on had a loss or "
-                    "gradient that is not finite; lower the learning rate or set Optimizer.clip_norm"
-                )
 
     @property
     def _writes(self) -> bool:
@@ -329,6 +306,8 @@ class Trainer:
         return self.experiment.global_batch * self.step.reads
 
     def data(self, step: int) -> Iterator:
+        """The examples of each replica from a step on, as `Step` takes them."""
+
         def worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
             return self.batches.training(
                 self.cluster.slice(context), step=step, updates=self.step.reads
@@ -338,24 +317,7 @@ class Trainer:
 
     @functools.cached_property
     def _run_steps(self) -> Callable:
-        """(data, number of steps) -> float64 `[steps, 2]`: when each step started, seconds since 1970, and its wait for data."""
-
-        def run_steps(data: Iterator, count: tf.Tensor) -> tf.Tensor:
-            def one(i: tf.Tensor, times: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-                start = tf.timestamp()
-                batch = next(data)
-                # Without the dependency the clock is read before the batch is there (TRAPS 19a).
-                with tf.control_dependencies(
-                    tf.nest.flatten(self.strategy.experimental_local_results(batch))
-                ):
-                    wait = tf.timestamp() - start
-                self.strategy.run(self.step, args=(batch,))
-                return i + 1, times.write(i, tf.stack([start, wait]))
-
-            times = tf.TensorArray(tf.float64, size=count, element_shape=[2])
-            return tf.while_loop(lambda i, _: i < count, one, (0, times))[1].stack()
-
-        return tf.function(run_steps, autograph=False)
+        return compiled_loop(self.strategy, self.step)
 
     # ------------------------------------------------------------------ use
 
@@ -405,17 +367,3 @@ class Trainer:
                 f"first compiled step: {seconds:.1f} seconds",
             ]
         )
-
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; nothing else happens in the handler, where saving would hang (TRAPS 13)."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -7,13 +7,14 @@ loss scale, statistics, the moving average and the sums of metrics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 
 from models.objective import Phase
-from trainer.exits import ConfigError
+from trainer.exits import ConfigError, Diverged
 from trainer.precision import INITIAL_SCALE, Precision, next_scale
 
 REFUSED_RULES = ("Nadam", "MultiOptimizer", "LossScaleOptimizer")
@@ -86,6 +87,32 @@ class Update:
         state = {f"optimizer/{v.path.removeprefix(prefix)}": v.value for v in self.rule.variables}
         state |= {"metric_sums": self.sums, "bad_updates": self.bad}
         return state | ({"loss_scale": self.scale} if self.scale is not None else {})
+
+    def read(self) -> dict[str, float]:
+        """Means of the metrics since they were last read, NaN if every update was skipped; begins new ones."""
+        *sums, count = self.sums.numpy().tolist()
+        self.sums.assign(tf.zeros_like(self.sums))
+        means = {
+            name: total / count if count else math.nan
+            for name, total in zip(self.metrics, sums, strict=True)
+        }
+        means["skipped_updates"] = float(self.bad.numpy()[2])
+        if self.scale is not None:
+            means["loss_scale"] = float(self.scale.numpy()[0])
+        return means
+
+    def check_diverged(self) -> None:
+        """Looks for too many bad updates in a row since the start.
+
+        Raises:
+          Diverged: naming the phase and the step of the first.
+        """
+        in_row, first, _ = self.bad.numpy().tolist()
+        if in_row >= self._max_bad:
+            raise Diverged(
+                f"phase {self.phase.name} diverged: {in_row} updates in a row from step {first} on had a loss or "
+                "gradient that is not finite; lower the learning rate or set Optimizer.clip_norm"
+            )
 
     def __call__(
         self,
@@ -213,12 +240,3 @@ def mirrored_variable(initial: object, dtype: tf.DType) -> tf.Variable:
     return tf.Variable(
         initial, trainable=False, dtype=dtype, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
     )
-
-
-def metric_means(update: Update) -> Mapping[str, float]:
-    """Means of the metrics since the sums were last cleared, read from the device; NaN if every update was skipped."""
-    *sums, count = update.sums.numpy().tolist()
-    return {
-        name: total / count if count else float("nan")
-        for name, total in zip(update.metrics, sums, strict=True)
-    }

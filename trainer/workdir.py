@@ -71,9 +71,13 @@ def record_start(workdir: Path, config_text: str, arguments: Sequence[str]) -> N
     if not isinstance(starts, list):
         starts = []
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    command = shlex.join(["lockstep", *arguments])
-    starts.append({"time": now, "command": command, "versions": versions()})
+    starts.append({"time": now, "command": command(arguments), "versions": versions()})
     durable.write(path, f"{json.dumps(starts, indent=1)}\n".encode())
+
+
+def command(arguments: Sequence[str]) -> str:
+    """The command line as one would type it."""
+    return shlex.join(["lockstep", *arguments])
 
 
 def versions() -> Mapping[str, str]:

@@ -1,0 +1,40 @@
+"""Every shipped config builds from its file, takes 2 steps and draws a sample."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+
+import configs
+from trainer.checkpoint import read
+from trainer.main import main
+
+FOLDER = pathlib.Path(configs.__file__).parent
+NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.gin"))
+
+
+def test_each_family_has_a_config():
+    assert {name.split("/")[0] for name in NAMES} == {"gan", "vae", "lstm"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_config_takes_two_steps(name, tmp_path, capsys):
+    short = ("steps=2", "log_every=1", "samples=2", "evaluate_every=0", "best_metric=None")
+    arguments = [f"--gin_param=Experiment.{field}" for field in short]
+    workdir = tmp_path / "run"
+    # A file may give the same number of steps to a schedule; a macro is bound once for all.
+    arguments += ["--gin_param=STEPS=2"]
+    code = main(["train", name, f"--workdir={workdir}", "--strategy=one_device", *arguments])
+    assert code == 0, capsys.readouterr().err
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    losses = {k: v for k, v in rows[1]["metrics"].items() if k.endswith("loss")}
+    assert losses and None not in losses.values()
+    assert all(rows[1]["metrics"][k] == 0 for k in rows[1]["metrics"] if "skipped" in k)
+    arrays = read(workdir / "checkpoints" / "step-00000002.safetensors").arrays
+    assert arrays["step"] == 2
+    assert len(list((workdir / "samples").iterdir())) == 1
+    out = capsys.readouterr().out
+    assert "step-00000002" in out and "tensorboard --logdir" in out
