@@ -67,12 +67,22 @@ class Optimizer:
       rule: makes a Keras optimiser, of which only the update rule, its slots and `weight_decay` are used; its own
         learning rate is ignored. Example: `functools.partial(keras.optimizers.Adam, beta_1=0.5)`.
       learning_rate: a number, or a function of the training step (scalar int64), such as a Keras schedule.
-      clip_norm: the gradient, summed over all replicas, is scaled down to this global norm (Pascanu et al. 2013).
+      clip_norm: the gradient, summed over all replicas, is scaled down to this global norm (Pascanu et al. 2013); None
+        leaves it.
+
+    Raises:
+      ValueError: if a number would turn the descent round.
     """
 
     rule: Callable[[], keras.optimizers.Optimizer] = keras.optimizers.Adam
     learning_rate: float | Callable[[tf.Tensor], tf.Tensor] = 1e-3
     clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm is {self.clip_norm}: it must be above 0, or None for none")
+        if not callable(self.learning_rate) and not self.learning_rate >= 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}: it must be at least 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +106,8 @@ class Phase:
       name: of the phase, in metrics, noise and messages.
       variables: those which the update moves, and no other.
       loss: `loss(batch, noise, step) -> (per_example_loss [b], metrics {name: [b]})`, a pure function of its arguments and
-        the variables; `step` is a scalar int64 tensor. The trainer minimises the mean over the global batch.
+        the variables; `step` is a scalar int64 tensor. The trainer minimises the mean over the global batch, and adds
+        it to the metrics as "loss".
       optimizer: how they move.
       updates: how often a step updates this phase, each time on fresh examples and noise.
       reads: False if the phase reuses the examples of the update before it (then `updates` is 1).

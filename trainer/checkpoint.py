@@ -60,6 +60,7 @@ def read(path: pathlib.Path) -> Snapshot:
 
     Raises:
       DamagedCheckpoint: if it is truncated or altered.
+      DataProblem: if the file system does not give it.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -68,8 +69,11 @@ def read(path: pathlib.Path) -> Snapshot:
         notes = metadata["lockstep"]
         if _digest(notes, arrays) != metadata["sha256"]:
             raise DamagedCheckpoint(f"{path} does not have the checksum it was written with")
-    except (safetensors.SafetensorError, KeyError, OSError) as error:
+    except (safetensors.SafetensorError, KeyError, ValueError, FileNotFoundError) as error:
         raise DamagedCheckpoint(f"{path} is damaged ({error})") from None
+    except OSError as error:
+        # Perhaps whole: falling back would write over it.
+        raise DataProblem(f"{path} cannot be read ({error}): mend that and start again") from None
     values = json.loads(notes)
     return Snapshot(values.pop("step"), arrays, values)
 
@@ -193,17 +197,21 @@ class Checkpoints:
             scratch.unlink(missing_ok=True)
 
 
-def check_fit(
-    snapshot: Snapshot, shapes: Mapping[str, tuple[int, ...]], where: pathlib.Path
-) -> None:
-    """Checks that a snapshot has exactly these arrays.
+def form(array: Any) -> str:
+    """Dtype and shape of an array or variable, as `check_fit` compares them."""
+    dtype = getattr(array.dtype, "name", array.dtype)
+    return f"{dtype} {tuple(array.shape)}"
+
+
+def check_fit(snapshot: Snapshot, expected: Mapping[str, str], where: pathlib.Path) -> None:
+    """Checks that a snapshot has exactly the arrays of these names and forms.
 
     Raises:
       ConfigError: naming the first that differs.
     """
-    for name in sorted({*shapes, *snapshot.arrays}):
-        there = snapshot.arrays[name].shape if name in snapshot.arrays else "missing"
-        here = shapes.get(name, "missing")
+    for name in sorted({*expected, *snapshot.arrays}):
+        there = form(snapshot.arrays[name]) if name in snapshot.arrays else "missing"
+        here = expected.get(name, "missing")
         if there != here:
             raise ConfigError(
                 f"{where} does not fit the model: {name} is {there} there and {here} in the configuration; "

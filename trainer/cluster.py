@@ -1,46 +1,17 @@
-"""Where it runs: devices, workers and how the global batch is laid over them. Nothing here decides what is learnt."""
+"""Devices, workers and how the global batch is laid over them. Nothing here decides what is learnt."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import tensorflow as tf
 
 from input_pipeline.batches import Slice
 from trainer.exits import ConfigError, UsageError
-
-STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Hardware:
-    """The flags of a run.
-
-    Attributes:
-      strategy: one of `STRATEGIES`; "auto" takes a TPU if named, workers if there are several, else all devices.
-      replicas: how many devices of this machine to use; None for all.
-      virtual_devices: split the CPU in so many devices; 0 leaves it whole.
-      hosts: "host:port" of every worker, the same list on each; empty reads TF_CONFIG.
-      worker: index of this worker among them.
-      tpu: name of a TPU, or "local".
-      xla: "on", "off", or "auto": on for GPU and TPU, off for CPU, where oneDNN is faster.
-      microbatch: examples a replica computes at a time; None for all of its examples of an update.
-      steps_per_loop: most steps between two looks of the host at the device.
-    """
-
-    strategy: str = "auto"
-    replicas: int | None = None
-    virtual_devices: int = 0
-    hosts: tuple[str, ...] = ()
-    worker: int = 0
-    tpu: str | None = None
-    xla: str = "auto"
-    microbatch: int | None = None
-    steps_per_loop: int = 20
+from trainer.hardware import Hardware, workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,8 +136,9 @@ def connect(hardware: Hardware) -> Cluster:
     Raises:
       UsageError: if the flags contradict each other or ask for devices that are not there.
     """
-    _check(hardware)
-    hosts, worker = _hosts(hardware)
+    hosts, worker = workers(hardware, os.environ)
+    if os.environ.get("TF_CONFIG") == "":
+        del os.environ["TF_CONFIG"]  # MirroredStrategy reads it too, and cannot read nothing.
     name = hardware.strategy
     if name == "auto":
         name = "tpu" if hardware.tpu else "multi_worker" if len(hosts) > 1 else "local"
@@ -181,10 +153,6 @@ def connect(hardware: Hardware) -> Cluster:
             f"{wanted} replicas need {wanted} devices, and there are {len(devices)}: use --replicas={len(devices)}, "
             f"or --virtual_devices={wanted} to split the CPU"
         )
-    if name == "one_device" and wanted != 1:
-        raise UsageError(
-            f"strategy one_device has one replica, not {wanted}: use --strategy=mirrored"
-        )
     devices = devices[:wanted]
     accelerator = "GPU" in devices[0]
     if name == "mirrored" or wanted > 1:
@@ -194,56 +162,6 @@ def connect(hardware: Hardware) -> Cluster:
     else:
         strategy = tf.distribute.OneDeviceStrategy(devices[0])
     return Cluster(strategy, _xla(hardware, accelerator))
-
-
-def _check(hardware: Hardware) -> None:
-    for name, known in (("strategy", STRATEGIES), ("xla", ("auto", "on", "off"))):
-        if getattr(hardware, name) not in known:
-            raise UsageError(
-                f'{name} "{getattr(hardware, name)}" is unknown: choose one of {", ".join(known)}'
-            )
-    for name, least in (("replicas", 1), ("virtual_devices", 0), ("steps_per_loop", 1)):
-        value = getattr(hardware, name)
-        if value is not None and value < least:
-            raise UsageError(f"{name} is {value}: it must be at least {least}")
-    if hardware.strategy in ("one_device", "mirrored") and len(hardware.hosts) > 1:
-        raise UsageError(
-            f"strategy {hardware.strategy} has one worker, not {len(hardware.hosts)}: "
-            "use --strategy=multi_worker, or drop --hosts"
-        )
-
-
-def _hosts(hardware: Hardware) -> tuple[tuple[str, ...], int]:
-    if not hardware.hosts:
-        return _tf_config()
-    _check_number("worker", hardware.worker, hardware.hosts)
-    return tuple(hardware.hosts), hardware.worker
-
-
-def _tf_config() -> tuple[tuple[str, ...], int]:
-    """The hosts that TF_CONFIG names, and which of them this is. A chief is the first worker."""
-    if os.environ.get("TF_CONFIG") == "":
-        del os.environ["TF_CONFIG"]  # MirroredStrategy reads it too, and cannot read nothing.
-    try:
-        described = json.loads(os.environ.get("TF_CONFIG", "{}"))
-        jobs, task = described.get("cluster", {}), described.get("task", {})
-        chiefs, workers = jobs.get("chief", []), jobs.get("worker", [])
-        if not isinstance(chiefs, list) or not isinstance(workers, list):
-            raise TypeError("hosts must be a list")
-        kind, index = task.get("type", "worker"), int(task.get("index", 0))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"TF_CONFIG is not a cluster description ({error}): mend or unset it"
-        ) from None
-    if kind not in ("chief", "worker"):
-        raise UsageError(f"TF_CONFIG says that this is a task {kind}: only chief and worker train")
-    _check_number(kind, index, chiefs if kind == "chief" else workers)
-    return (*chiefs, *workers), index if kind == "chief" else len(chiefs) + index
-
-
-def _check_number(kind: str, number: int, hosts: Sequence[str]) -> None:
-    if hosts and not 0 <= number < len(hosts):
-        raise UsageError(f"{kind} {number} is not among the {len(hosts)} hosts: number them from 0")
 
 
 def _local_devices(hardware: Hardware) -> list[str]:
@@ -269,14 +187,6 @@ def _local_devices(hardware: Hardware) -> list[str]:
 
 
 def _multi_worker(hardware: Hardware, hosts: tuple[str, ...], worker: int) -> Cluster:
-    if not hosts:
-        raise UsageError(
-            "strategy multi_worker needs its workers: set TF_CONFIG, or --hosts=a:port,b:port --worker=i"
-        )
-    if hardware.virtual_devices or hardware.replicas:
-        raise UsageError(
-            "strategy multi_worker uses every device of a worker: drop --virtual_devices and --replicas"
-        )
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(hosts)}),
         task_type="worker",

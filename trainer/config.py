@@ -96,7 +96,7 @@ class Registry:
                     f"{binding.place}: {binding.key} is required: "
                     f"set it in a config, or by --gin_param={binding.key}=…"
                 )
-            self._named[binding.name].check_type(binding)
+            self._named[binding.name].check_type(binding, self._named)
         for macro in macros.values():
             if macro.name not in used_macros:
                 near = nearest(macro.name, used_macros)

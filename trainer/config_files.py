@@ -86,13 +86,15 @@ def find(name: str, folder: Path | None = None) -> Path:
 
     Args:
       name: as given.
-      folder: of the file that includes it, where a path may begin too.
+      folder: of the file that includes it, where a path may begin too. What is shipped includes what is shipped,
+        wherever it is used.
 
     Raises:
       ConfigError: if there is none.
     """
     short = name.removesuffix(".gin")
-    paths = [Path(name)] if name.endswith(".gin") else []
+    shipping = folder is not None and folder.resolve().is_relative_to(SHIPPED.resolve())
+    paths = [Path(name)] if name.endswith(".gin") and not shipping else []
     if folder is not None:
         paths.insert(0, folder / f"{short}.gin")
     for path in [*paths, SHIPPED / f"{short}.gin"]:

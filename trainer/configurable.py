@@ -1,22 +1,22 @@
-"""What a configuration may say of one registered class or function: its parameters, their defaults and plain types."""
+"""What a configuration may say of one registered class or function: its parameters, their defaults and types."""
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
+import functools
 import inspect
+import types
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trainer.config_files import Binding, Macro, Reference, render
+from trainer.config_files import Binding, Reference, render
 from trainer.exits import ConfigError, nearest
 
-PLAIN: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "str": (str,),
-    "bool": (bool,),
-    "None": (type(None),),
-}
+PLAIN: dict[Any, tuple[type, ...]] = {float: (int, float)}
+PLAIN |= {plain: (plain,) for plain in (int, str, bool, types.NoneType)}
+UNIONS = (types.UnionType, typing.Union)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,28 +64,92 @@ class Configurable:
             near = near or f" (it has {', '.join(parameters) or 'none'})"
             raise ConfigError(f"{binding.place}: {self.name} has no parameter {parameter}{near}")
 
-    def check_type(self, binding: Binding) -> None:
-        """Checks the value, without macros, against annotations such as `int | None`.
+    @functools.cached_property
+    def hints(self) -> Mapping[str, Any]:
+        """Types of the parameters, as far as they are said."""
+        is_class = inspect.isclass(self.target)
+        try:
+            return typing.get_type_hints(self.target.__init__ if is_class else self.target)
+        except (NameError, TypeError, AttributeError):
+            return {}
+
+    @property
+    def result(self) -> Any:
+        """The class of what a call makes; None if it is not said."""
+        made = self.target if inspect.isclass(self.target) else self.hints.get("return")
+        return made if inspect.isclass(made) else None
+
+    def check_type(self, binding: Binding, named: Mapping[str, Configurable]) -> None:
+        """Checks the value, without macros, against the type of its parameter.
+
+        Args:
+          binding: of one of the parameters.
+          named: what references may mean.
 
         Raises:
-          ConfigError: if it does not fit.
+          ConfigError: if it does not fit, with what would.
         """
-        annotation = self.parameters[binding.parameter].annotation
-        text = (
-            annotation
-            if isinstance(annotation, str)
-            else getattr(annotation, "__name__", str(annotation))
-        )
-        kinds = [kind.strip() for kind in text.split("|")]
-        if isinstance(binding.value, Reference | Macro) or not set(kinds) <= PLAIN.keys():
+        hint, value = self.hints.get(binding.parameter, Any), binding.value
+        if _fits(value, hint, named):
             return
-        fits = any(
-            isinstance(binding.value, PLAIN[kind])
-            and (not isinstance(binding.value, bool) or kind == "bool")
-            for kind in kinds
+        others: list[Any] = [[value]]
+        if isinstance(value, Reference):
+            called = dataclasses.replace(value, call=not value.call)
+            others = [called, [value], [called]]
+        better = [f"; write {render(other)}" for other in others if _fits(other, hint, named)]
+        raise ConfigError(
+            f"{binding.place}: {binding.key} is {render(value)}: it must be {_describe(hint)}{''.join(better[:1])}"
         )
-        if not fits:
-            raise ConfigError(
-                f"{binding.place}: {binding.key} is {render(binding.value)}: "
-                f"it must be {' or '.join(kinds)}"
-            )
+
+
+def _fits(value: Any, hint: Any, named: Mapping[str, Configurable]) -> bool:
+    """Whether a value may be of a type; yes where too little is said."""
+    origin, of = typing.get_origin(hint), typing.get_args(hint)
+    if origin in UNIONS:
+        return any(_fits(value, one, named) for one in of)
+    kind: Any = origin or hint
+    if hint is Any or not inspect.isclass(kind):
+        return True
+    if isinstance(value, Reference):
+        found = named[value.name]
+        if not value.call:
+            return kind is collections.abc.Callable and (not of or _is_a(found.result, of[-1]))
+        return not found.given and _is_a(
+            found.result, kind
+        )  # What only its caller gives is missing.
+    if kind is collections.abc.Sequence:
+        return isinstance(value, list | tuple) and all(_fits(one, of[0], named) for one in value)
+    if isinstance(value, bool) and kind in (int, float):
+        return False
+    return not _is_protocol(kind) and isinstance(value, PLAIN.get(kind, (kind,)))
+
+
+def _is_a(made: Any, kind: Any) -> bool:
+    """Whether a class is of a kind; yes where either is not said."""
+    kind = typing.get_origin(kind) or kind
+    if made is None or kind is Any or not inspect.isclass(kind):
+        return True
+    if _is_protocol(kind):
+        return all(hasattr(made, name) for name, m in vars(kind).items() if _is_method(m, kind))
+    return issubclass(made, kind)
+
+
+def _is_protocol(kind: Any) -> bool:
+    return getattr(kind, "_is_protocol", False)
+
+
+def _is_method(member: Any, of: type) -> bool:
+    return inspect.isfunction(member) and member.__module__ == of.__module__
+
+
+def _describe(hint: Any) -> str:
+    origin, of = typing.get_origin(hint), typing.get_args(hint)
+    if origin in UNIONS:
+        return " or ".join(map(_describe, of))
+    if origin is collections.abc.Sequence:
+        return f"[{_describe(of[0])}, …]"
+    if origin is collections.abc.Callable:
+        return "a function (@Name)"
+    if hint in PLAIN:
+        return "None" if hint is types.NoneType else hint.__name__
+    return f"{getattr(hint, '__name__', hint)} (@Name())"

@@ -61,9 +61,18 @@ class ConfigError(UserError):
     code = 78
 
 
+BY_KERAS = re.compile(
+    r"Exception encountered when calling .*?\n\n\x1b\[1m(.*)\x1b\[0m\n\nArguments received by",
+    re.DOTALL,
+)
+
+
 def one_line(error: BaseException) -> str:
-    """The message as it was raised, on one line: gin appends lines on the calls it made."""
-    message = re.split(r"\n\s+(?:In call to configurable|No values supplied by Gin)", str(error))[0]
+    """The message as it was raised, on one line: gin and Keras add lines on the calls that they made."""
+    message = str(error)
+    if said := BY_KERAS.search(message):
+        message = said[1]
+    message = re.split(r"\n\s+(?:In call to configurable|No values supplied by Gin)", message)[0]
     return " ".join(message.split()) or type(error).__name__
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from absl import flags
 
 from trainer.exits import UsageError, nearest
+from trainer.hardware import STRATEGIES, XLA, Hardware, workers
 
 MODES = {
     "train": "train a model; goes on by itself if the workdir holds a run",
@@ -32,7 +33,6 @@ exit codes: 0 done, 64 wrong command line, 65 bad data, 69 a package is missing,
             73 and 77 the workdir cannot be written, 75 preempted and saved (start again), 78 wrong configuration
 """
 
-STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 OF_ONE_MODE = {"dry_run": ("train",), "checkpoint": ("evaluate", "sample")}
 OF_ONE_MODE |= {"count": ("sample",), "seed": ("sample",)}
 
@@ -43,14 +43,14 @@ class CommandLine:
 
     Attributes:
       configs: names and paths of gin files, then those of `--gin_file`.
-      hardware: arguments of `trainer.cluster.Hardware`.
+      hardware: checked; whether its devices are there is not known yet.
     """
 
     mode: str
     configs: tuple[str, ...]
     gin_params: tuple[str, ...]
     workdir: str | None
-    hardware: dict[str, Any]
+    hardware: Hardware
     dry_run: bool = False
     checkpoint: str = "last"
     count: int | None = None
@@ -65,7 +65,6 @@ def _define() -> flags.FlagValues:
     # Values of our own: absl's global ones are full of the flags of every module that was imported.
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
-    at_least: dict[str, Any] = {"flag_values": values, "lower_bound": 1}
     flags.DEFINE_multi_string(
         "gin_file",
         [],
@@ -83,23 +82,25 @@ def _define() -> flags.FlagValues:
         flag_values=values,
     )
     flags.DEFINE_string("checkpoint", "last", "last, best or a step", flag_values=values)
-    flags.DEFINE_integer("count", None, "how many samples", **at_least)
+    flags.DEFINE_integer("count", None, "how many samples", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("seed", None, "of the samples; the run's if not given", flag_values=values)
     flags.DEFINE_enum("strategy", "auto", STRATEGIES, "how devices are used", flag_values=values)
     flags.DEFINE_integer(
-        "replicas", None, "devices of this machine to use; all if not given", **at_least
+        "replicas", None, "devices of this machine to use; all if not given", flag_values=values
     )
-    flags.DEFINE_integer("virtual_devices", None, "split the CPU in so many devices", **at_least)
-    flags.DEFINE_list("hosts", [], "host:port of every worker; else TF_CONFIG", flag_values=values)
     flags.DEFINE_integer(
-        "worker", None, "which of the hosts this is, from 0", lower_bound=0, flag_values=values
+        "virtual_devices", 0, "split the CPU in so many devices", flag_values=values
     )
+    flags.DEFINE_list("hosts", [], "host:port of every worker; else TF_CONFIG", flag_values=values)
+    flags.DEFINE_integer("worker", None, "which of the hosts this is, from 0", flag_values=values)
     flags.DEFINE_string("tpu", None, 'name of a TPU, or "local"', flag_values=values)
-    flags.DEFINE_enum(
-        "xla", "auto", ("auto", "on", "off"), "auto is on for GPU and TPU", flag_values=values
+    flags.DEFINE_enum("xla", "auto", XLA, "auto is on for GPU and TPU", flag_values=values)
+    flags.DEFINE_integer(
+        "microbatch", None, "examples a replica computes at a time", flag_values=values
     )
-    flags.DEFINE_integer("microbatch", None, "examples a replica computes at a time", **at_least)
-    flags.DEFINE_integer("steps_per_loop", 20, "steps between two looks of the host", **at_least)
+    flags.DEFINE_integer(
+        "steps_per_loop", 20, "steps between two looks of the host", flag_values=values
+    )
     return values
 
 
@@ -155,7 +156,11 @@ def parse(arguments: Sequence[str]) -> CommandLine:
         if values[name].present and mode not in modes:
             raise UsageError(f"--{name} is for {' and '.join(modes)}, not for {mode}: remove it")
     value: dict[str, Any] = {name: values[name].value for name in values}
-    _check_hardware(value)
+    hardware = Hardware(
+        **{field.name: value[field.name] for field in dataclasses.fields(Hardware)}
+        | {"hosts": tuple(value["hosts"])}
+    )
+    workers(hardware, os.environ)
     configs += value["gin_file"]
     _check_files(mode, configs, value)
     return CommandLine(
@@ -163,13 +168,7 @@ def parse(arguments: Sequence[str]) -> CommandLine:
         tuple(configs),
         tuple(value["gin_param"]),
         value["workdir"],
-        {
-            **{name: value[name] for name in ("strategy", "replicas", "tpu", "xla", "microbatch")},
-            "steps_per_loop": value["steps_per_loop"],
-            "virtual_devices": value["virtual_devices"] or 0,
-            "hosts": tuple(value["hosts"]),
-            "worker": value["worker"] or 0,
-        },
+        hardware,
         value["dry_run"],
         value["checkpoint"],
         value["count"],
@@ -189,56 +188,6 @@ def _check_files(mode: str, configs: Sequence[str], value: Mapping[str, Any]) ->
     checkpoint = value["checkpoint"]
     if checkpoint not in ("last", "best") and not checkpoint.isdecimal():
         raise UsageError(f"--checkpoint={checkpoint}: choose last, best or the number of a step")
-
-
-def _check_hardware(value: Mapping[str, Any]) -> None:
-    """Refuses flags that contradict each other; whether the devices are there, the cluster will tell."""
-    strategy, hosts = value["strategy"], value["hosts"]
-    for name, strategies in {
-        "hosts": ("auto", "multi_worker"),
-        "tpu": ("auto", "tpu"),
-        "virtual_devices": ("auto", "one_device", "mirrored"),
-        "replicas": ("auto", "one_device", "mirrored"),
-    }.items():
-        if value[name] and strategy not in strategies:
-            raise UsageError(f"--{name} and --strategy={strategy} exclude each other: drop one")
-    for one, other in (
-        ("hosts", "tpu"),
-        ("hosts", "virtual_devices"),
-        ("hosts", "replicas"),
-        ("tpu", "virtual_devices"),
-        ("tpu", "replicas"),
-    ):
-        if value[one] and value[other]:
-            raise UsageError(f"--{one} and --{other} exclude each other: drop one")
-    if strategy == "one_device" and (value["replicas"] or 1) > 1:
-        raise UsageError(
-            f"--strategy=one_device has one replica: drop --replicas={value['replicas']}"
-        )
-    wanted, devices = value["replicas"] or 1, value["virtual_devices"]
-    if devices and wanted > devices:
-        raise UsageError(f"--replicas={wanted} needs as many --virtual_devices, not {devices}")
-    if strategy == "multi_worker" and not hosts and not os.environ.get("TF_CONFIG"):
-        raise UsageError(
-            "--strategy=multi_worker needs its workers: --hosts=a:port,b:port --worker=i, or TF_CONFIG"
-        )
-    _check_hosts(hosts, value["worker"])
-
-
-def _check_hosts(hosts: Sequence[str], worker: int | None) -> None:
-    if not hosts:
-        if worker is not None:
-            raise UsageError("--worker needs --hosts=a:port,b:port, the same list on every worker")
-        return
-    wrong = [host for host in hosts if not re.fullmatch(r"[^\s:]+:\d+|\[[0-9a-fA-F:]+\]:\d+", host)]
-    if wrong:
-        raise UsageError(f'--hosts names "{wrong[0]}": write host:port')
-    if len(set(hosts)) < len(hosts):
-        raise UsageError("--hosts names a worker twice: give each its own host:port")
-    if worker is None:
-        raise UsageError(f"--hosts needs --worker: which of them this is, 0 to {len(hosts) - 1}")
-    if worker >= len(hosts):
-        raise UsageError(f"--worker={worker} is not among the {len(hosts)} hosts: number from 0")
 
 
 def _version() -> str:

@@ -1,22 +1,24 @@
-"""The launcher: a command line and gin files become an Experiment and Hardware, and these a Trainer.
-
-This is the one module that knows every model and data set: it registers them, for configurations to name them.
-"""
+"""The launcher: a command line and gin files become an Experiment and Hardware, and these a Trainer."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import math
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from trainer import backend, config, config_files, durable, flags, workdir
+from trainer import config, config_files, durable, flags, workdir
+from trainer.catalogue import registry
 from trainer.exits import (
+    CannotCreate,
     ConfigError,
     DataProblem,
+    NoPermission,
     PreemptedExit,
     UsageError,
     UserError,
@@ -38,18 +40,20 @@ def run() -> None:
 def main(arguments: Sequence[str]) -> int:
     """Runs a command line, without the program's name; returns the exit code."""
     try:
-        line = flags.parse(arguments)
-        with stop_signal(_stopped_early):
+        try:
+            line = flags.parse(arguments)
             {"train": train, "evaluate": evaluate, "sample": sample}[line.mode](line, arguments)
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise _disk_error(error) from error
     except flags.Answer as answer:
         print(str(answer).rstrip())
     except UserError as error:
-        print(f"lockstep: {one_line(error)}", file=sys.stderr)
+        _say(f"lockstep: {one_line(error)}")
         return error.code
     except KeyboardInterrupt:
-        print(
-            "lockstep: interrupted; start again to go on from the last checkpoint", file=sys.stderr
-        )
+        _say("lockstep: interrupted; start again to go on from the last checkpoint")
         return INTERRUPTED
     except Exception:
         traceback.print_exc()
@@ -57,9 +61,25 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _stopped_early(*_: object) -> NoReturn:
-    """Until the training takes the signal over; nothing was learnt, so there is nothing to save."""
-    raise PreemptedExit("stopped before the training began: start the same command again")
+def _say(text: str) -> None:
+    """To stderr: stdout is for results alone."""
+    print(text, file=sys.stderr)
+
+
+def _disk_error(error: OSError) -> UserError:
+    """What a person can do about a file that cannot be read or written."""
+    shut = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = (
+        "change its permissions, or choose another --workdir"
+        if shut
+        else f"{'make room' if full else 'mend it'} and start again to go on from the last checkpoint"
+    )
+    file = error.filename or "a file of the run"
+    reason = (error.strerror or str(error)).lower()
+    return (NoPermission if shut else CannotCreate)(
+        f"{file} cannot be read or written ({reason}): {remedy}"
+    )
 
 
 # ---------------------------------------------------------------------- modes
@@ -68,28 +88,27 @@ def _stopped_early(*_: object) -> NoReturn:
 def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     """Trains, or with `--dry_run` says what it would do and writes nothing."""
     folder = None if line.workdir is None else Path(line.workdir)
-    configs = line.configs or _config_of(folder)
-    bindings = config_files.read(configs, line.gin_params)
-    if folder is not None and not line.dry_run:
+    bindings = config_files.read(line.configs or _config_of(folder), line.gin_params)
+    with _stoppable():
+        names = registry()
+        resolved = names.resolve(bindings)
+        if folder is not None and workdir.holds_run(folder):
+            before = names.resolve(config_files.read([str(folder / "config.gin")]))
+            config.compare(before, resolved, _may_differ(names.root), str(folder))
+        if folder is None or line.dry_run:
+            print(resolved.text)
+            trainer = _trainer(names, resolved, line, None)
+            with _data_problems():
+                print(trainer.describe())
+            return
         workdir.prepare(folder)
-    names = registry()
-    resolved = names.resolve(bindings)
-    if folder is not None and workdir.holds_run(folder):
-        before = names.resolve(config_files.read([str(folder / "config.gin")]))
-        config.compare(before, resolved, _may_differ(names.root), str(folder))
-    if line.dry_run:
-        print(resolved.text)
-        trainer = _trainer(names, resolved, line, None)
-        with _data_problems():
-            print(trainer.describe())
-        return
+        trainer = _trainer(names, resolved, line, folder)
+        trained = workdir.steps_trained(folder)
+        if trainer.cluster.chief and trained < trainer.experiment.steps:
+            workdir.record_start(folder, resolved.text, arguments)
 
     from trainer.trainer import Outcome
 
-    assert folder is not None  # flags.parse sees to it
-    trainer = _trainer(names, resolved, line, folder)
-    if trainer.cluster.chief:
-        workdir.record_start(folder, resolved.text, arguments)
     start = {"command": workdir.command(arguments), **workdir.versions()}
     texts = {
         "config": f"```\n{resolved.text}```",
@@ -103,10 +122,7 @@ def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         )
     if trainer.cluster.chief:
         if outcome is Outcome.ALREADY_DONE:
-            steps = f"{names.root}.steps"
-            print(
-                f"already done: {resolved.bindings[steps]} steps; more with --gin_param={steps}=…"
-            )
+            print(f"already done: {trained} steps; more with --gin_param={names.root}.steps=…")
         print(_results(folder))
 
 
@@ -126,13 +142,17 @@ def evaluate(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     for name, value in sorted(metrics.items()):
         table.add_row(name, f"{value:.6g}")
     Console().print(table)
-    print(json.dumps({"step": step, **dict(sorted(metrics.items()))}))
+    # JSON has no NaN and no infinity.
+    finite = {k: value if math.isfinite(value) else None for k, value in sorted(metrics.items())}
+    print(json.dumps({"step": step, **finite}, allow_nan=False))
 
 
 def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     """Draws samples into the workdir and prints the path of the picture, or the texts."""
     trainer, step = _restored(line)
     count = line.count or trainer.experiment.samples
+    if not count:
+        raise UsageError("the configuration has samples = 0: give --count")
     seed = trainer.experiment.seed if line.seed is None else line.seed
     with _data_problems():
         decoded = trainer.sample(count, seed)
@@ -182,17 +202,37 @@ def _restored(line: flags.CommandLine) -> tuple[Trainer, int]:
 def _trainer(
     names: config.Registry, resolved: config.Resolved, line: flags.CommandLine, folder: Path | None
 ) -> Trainer:
-    from trainer.cluster import Hardware
     from trainer.trainer import Trainer
 
     with _data_problems():
         try:
-            return Trainer(names.build(resolved), Hardware(**line.hardware), folder)
-        except ValueError as error:
+            return Trainer(names.build(resolved), line.hardware, folder, note=_say)
+        except (ValueError, TypeError) as error:
             if _is_data_error(error):
                 raise
-            # The constructors of models and data refuse what does not fit by a ValueError.
+            # The constructors of models and data refuse what does not fit so.
             raise ConfigError(one_line(error)) from error
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ends the run on SIGTERM before the training takes the signal over: nothing was learnt that must be saved."""
+    stopped = PreemptedExit("stopped before the training began: start the same command again")
+    asked = False
+
+    def stop(*_: object) -> NoReturn:
+        nonlocal asked
+        asked = True
+        raise stopped
+
+    try:
+        with stop_signal(stop):
+            yield
+    except Exception:
+        if not asked:
+            raise
+    if asked:  # Even where an import or a library has swallowed the error.
+        raise stopped
 
 
 @contextlib.contextmanager
@@ -230,80 +270,6 @@ def _newest(folder: Path, pattern: str) -> Path | None:
     return max(
         folder.glob(pattern), key=lambda path: (path.stat().st_mtime, path.name), default=None
     )
-
-
-# ---------------------------------------------------------------------- what configurations may name
-
-
-def registry() -> config.Registry:
-    """Everything that a configuration may name. Imports TensorFlow, every model and data set; starts no device."""
-    backend.start()
-    import keras
-
-    from input_pipeline.digits import Digits
-    from input_pipeline.split import Split
-    from input_pipeline.text import pydoc_topics
-    from input_pipeline.transforms import Binarize, Dequantize, Flip, Shift
-    from models.gan import GAN
-    from models.image_networks import (
-        ConvolutionalDecoder,
-        ConvolutionalEncoder,
-        MLPDecoder,
-        MLPEncoder,
-    )
-    from models.language_model import LSTMLanguageModel
-    from models.objective import Optimizer
-    from models.vae import VAE
-    from trainer.experiment import Experiment
-
-    names = config.Registry()
-    for plain in (
-        Experiment,
-        Optimizer,
-        Digits,
-        pydoc_topics,
-        Split,
-        Binarize,
-        Dequantize,
-        Flip,
-        Shift,
-    ):
-        names.register(plain)
-    for objective in (GAN, VAE, LSTMLanguageModel):
-        names.register(objective, given={"element_spec"})
-    for network in (ConvolutionalEncoder, MLPEncoder, ConvolutionalDecoder, MLPDecoder):
-        names.register(network, given={"shape", "inputs", "outputs", "noise", "name"})
-    for rule in OPTIMIZERS:
-        names.register(getattr(keras.optimizers, rule), elsewhere=OF_OPTIMIZERS)
-    for schedule in SCHEDULES:
-        names.register(getattr(keras.optimizers.schedules, schedule), elsewhere=NAMELESS)
-    return names
-
-
-OPTIMIZERS: tuple[str, ...] = (
-    "Adadelta",
-    "Adafactor",
-    "Adagrad",
-    "Adam",
-    "Adamax",
-    "AdamW",
-    "Ftrl",
-)
-OPTIMIZERS += ("Lamb", "Lion", "RMSprop", "SGD")
-SCHEDULES: tuple[str, ...] = ("CosineDecay", "CosineDecayRestarts", "ExponentialDecay")
-SCHEDULES += ("InverseTimeDecay", "PiecewiseConstantDecay", "PolynomialDecay")
-
-NAMELESS = {"name": "names decide nothing, remove it"}
-OF_OPTIMIZERS = {
-    "learning_rate": "set Optimizer.learning_rate",
-    **dict.fromkeys(("clipnorm", "clipvalue", "global_clipnorm"), "set Optimizer.clip_norm"),
-    **dict.fromkeys(
-        ("use_ema", "ema_momentum", "ema_overwrite_frequency"), "set the average of the model"
-    ),
-    "loss_scale_factor": "the loss is scaled where Experiment.precision asks for it",
-    "gradient_accumulation_steps": "use the flag --microbatch",
-    **NAMELESS,
-}
 
 
 if __name__ == "__main__":

@@ -75,6 +75,10 @@ class MetricWriter:
         """A text for TensorBoard, such as the configuration."""
         self._events.text(tag, step, markdown)
 
+    def sync(self) -> None:
+        """Returns when every row is on the disk, so that a checkpoint never is there before the rows up to its step."""
+        self._rows.sync()
+
     def close(self) -> None:
         self._rows.close()
         self._events.close()
@@ -96,6 +100,9 @@ class NullWriter:
         pass
 
     def text(self, tag: str, markdown: str, step: int) -> None:
+        pass
+
+    def sync(self) -> None:
         pass
 
     def close(self) -> None:
@@ -132,6 +139,9 @@ class _Rows:
         self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
         self._file.flush()
         self._last_step = step
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

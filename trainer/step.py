@@ -20,6 +20,9 @@ from trainer.exits import ConfigError
 from trainer.precision import Precision
 from trainer.update import Update, mirrored_variable
 
+NOISE_NAMES = {"weights", "evaluate", "sample", "transform", "validation_transform"}
+"""Streams of noise that are not a phase's."""
+
 Sums = tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]
 """Gradients of a phase's variables, sums of its metrics, new values of its statistics."""
 
@@ -227,6 +230,10 @@ def _check(objective: Objective) -> None:
             paths.add(path)
             known.add(id(variable))
     for number, phase in enumerate(phases):
+        if phase.name in NOISE_NAMES:
+            raise ConfigError(
+                f"a phase is named {phase.name}, as other noise of the trainer is: name it otherwise"
+            )
         if phase.name in [other.name for other in phases[:number]]:
             raise ConfigError(
                 f"two phases are named {phase.name}: give each its own name, by which its noise and its state go"

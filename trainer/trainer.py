@@ -133,7 +133,8 @@ class Trainer:
             return 0
         path = self.checkpoints.path(snapshot.step)
         state = self.state
-        checkpoint.check_fit(snapshot, {name: tuple(v.shape) for name, v in state.items()}, path)
+        expected = {name: checkpoint.form(variable) for name, variable in state.items()}
+        checkpoint.check_fit(snapshot, expected, path)
         for name, variable in state.items():
             variable.assign(snapshot.arrays[name])
         self.best = dict(snapshot.notes["best"])
@@ -162,8 +163,8 @@ class Trainer:
             self._note(f"going on from step {start}")
         writer: MetricWriter | NullWriter = NullWriter()
         if self.workdir is not None and self.cluster.chief:
-            (self.workdir / "DONE").unlink(missing_ok=True)
             writer = MetricWriter(self.workdir, resume_step=start)
+            (self.workdir / "DONE").unlink(missing_ok=True)
             for name, text in (texts or {}).items():
                 writer.text(name, text, start)
         stop = threading.Event()
@@ -228,6 +229,7 @@ class Trainer:
                 or step % experiment.checkpoint_every == 0
                 or step == experiment.steps
             ):
+                writer.sync()
                 self._save()
             if stopping:
                 return Outcome.PREEMPTED

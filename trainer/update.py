@@ -17,6 +17,7 @@ from models.objective import Phase
 from trainer.exits import ConfigError, Diverged
 from trainer.precision import INITIAL_SCALE, Precision, next_scale
 
+RESERVED_METRICS = {"gradient_norm", "learning_rate", "skipped_updates", "loss_scale"}
 REFUSED_RULES = ("Nadam", "MultiOptimizer", "LossScaleOptimizer")
 HIDDEN_OPTIONS = {
     "clipnorm": "Optimizer.clip_norm, which clips the reduced gradient",
@@ -70,6 +71,10 @@ class Update:
         max_bad: int,
     ) -> None:
         self.phase, self.statistics, self._max_bad = phase, tuple(statistics), max_bad
+        for name in RESERVED_METRICS.intersection(metrics):
+            raise ConfigError(
+                f"phase {phase.name} has a metric {name}, which is the trainer's: rename it"
+            )
         self.metrics = (*metrics, "gradient_norm", "learning_rate")
         self.rule = make_rule(phase)
         # Sums over the good updates since the last row of metrics, and in the last place their number.
@@ -130,8 +135,11 @@ class Update:
           statistics: new values, reduced.
         """
         norm = tf.linalg.global_norm(gradients)
+        # Statistics too: an infinite variance makes a finite loss, and would stay for ever.
         finite = tf.math.is_finite(norm) & tf.math.is_finite(metrics[0])
-        if self.phase.optimizer.clip_norm:
+        for value in statistics:
+            finite &= tf.reduce_all(tf.math.is_finite(value))
+        if self.phase.optimizer.clip_norm is not None:
             limit = tf.constant(self.phase.optimizer.clip_norm, norm.dtype)
             factor = limit / tf.maximum(norm, limit)
             gradients = [gradient * tf.cast(factor, gradient.dtype) for gradient in gradients]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import re
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from trainer import durable
 from trainer.exits import CannotCreate, ConfigError, NoPermission
 
+CHECKPOINT = re.compile(r"step-(\d+)\.safetensors")
 VERSIONS_OF = ("lockstep-training", "keras", "numpy", "gin-config")
 TENSORFLOW_BUILDS = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu")
 
@@ -39,11 +41,26 @@ def prepare(workdir: Path) -> None:
         ) from None
 
 
+def steps_trained(workdir: Path) -> int:
+    """The step of the last checkpoint, 0 if there is none; files that a kill left unfinished do not count."""
+    found = (CHECKPOINT.fullmatch(path.name) for path in workdir.glob("checkpoints/*"))
+    return max((int(match[1]) for match in found if match), default=0)
+
+
 def holds_run(workdir: Path) -> bool:
-    """Whether something was learnt here that another configuration must not go on with."""
-    checkpoints = workdir / "checkpoints"
-    saved = (workdir / "DONE").exists() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
-    return saved and (workdir / "config.gin").exists()
+    """Whether something was learnt here that another configuration must not go on with.
+
+    Raises:
+      ConfigError: if so, and it is not known under which configuration.
+    """
+    if not steps_trained(workdir):
+        return False
+    if not (workdir / "config.gin").is_file():
+        raise ConfigError(
+            f"workdir {workdir} holds checkpoints, and their configuration is not known ({workdir}/config.gin is "
+            "missing): put it back, or choose another --workdir"
+        )
+    return True
 
 
 def config_file(workdir: Path) -> Path:

@@ -133,18 +133,32 @@ class KerasVAE(keras.Model):
         return self.decoder(latent, training=training)
 
 
-def keras_fit(source: Images, batch: int, width: int, xla: bool) -> Callable[[int], None]:
-    """`fit`, with as many steps an execution as the trainer has in a loop."""
+def keras_fit(
+    source: Images, batch: int, width: int, xla: bool, steps: int, rounds: int, between: Callable
+) -> list[float]:
+    """Seconds a step of `fit` in each of its rounds: one long call, for its data begin once, with `between()` after each."""
 
     def cross_entropy(images: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_sum(
-            tf.nn.sigmoid_cross_entropy_with_logits(labels=images, logits=logits), axis=[1, 2, 3]
-        )
+        losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=images, logits=logits)
+        return tf.reduce_sum(losses, axis=[1, 2, 3])
 
+    class Rounds(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+            self.start = time.perf_counter()
+
+        def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+            seconds.append((time.perf_counter() - self.start) / steps)
+            if epoch:  # The first traces.
+                between()
+
+    seconds: list[float] = []
     model = KerasVAE(width)
+    # As many steps an execution as the trainer has in a loop.
     model.compile("adam", cross_entropy, steps_per_execution=20, jit_compile=xla)
     data = recipe(source, batch).map(lambda images: (images, images))
-    return lambda steps: model.fit(data, steps_per_epoch=steps, epochs=1, verbose=0)
+    options = {"steps_per_epoch": steps, "epochs": rounds + 1, "verbose": 0}
+    model.fit(data, callbacks=[Rounds()], **options)
+    return seconds[1:]
 
 
 def recipe(source: Images, batch: int) -> tf.data.Dataset:
@@ -184,17 +198,16 @@ def main() -> None:
 
     source = Images()
     common = (source, arguments.batch, arguments.width, arguments.xla)
-    runs = {
-        "lockstep": lockstep_loop(*common, log_every=20),
-        "bare loop": bare_loop(*common),
-        "Keras fit": keras_fit(*common),
-    }
+    runs = {"lockstep": lockstep_loop(*common, log_every=20), "bare loop": bare_loop(*common)}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run(arguments.steps)  # Traces and compiles.
-    for _ in range(arguments.rounds):
+
+    def others() -> None:
         for name, run in runs.items():
             times[name].append(seconds_a_step(run, arguments.steps))
+
+    times["Keras fit"] = keras_fit(*common, arguments.steps, arguments.rounds, others)
     median = {name: statistics.median(values) for name, values in times.items()}
     print(
         f"{arguments.rounds} rounds of {arguments.steps} steps of {arguments.batch} images, TensorFlow {tf.__version__}, Keras {keras.__version__}"

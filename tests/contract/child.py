@@ -1,30 +1,34 @@
 """A process that trains families of the contract: as a worker of a gang, or as the parent of runs that are killed.
 
-    python -m tests.contract.child worker RANK HOST:PORT,HOST:PORT WORKDIR
+    python -m tests.contract.child worker RANK PORT,PORT,… WORKDIR
     python -m tests.contract.child nursery
 
-The nursery imports TensorFlow once and forks a child for each line of JSON on its standard input, before it has used any
-device (TRAPS 15b): {"family", "fields", "hardware", "workdir", "die": null or [function, call]}; it answers with the child's
-process id, and with its exit status when the child has ended.
+Both import TensorFlow once and fork a child for each run, before they have used any device (TRAPS 15b). The nursery does so
+for each line of JSON on its standard input: {"family", "fields", "hardware", "workdir", "die": null or [function, call], "kill": null or [rows,
+seconds]}. With "kill" it kills the child so many seconds after it has written so many rows of metrics. It answers with the
+child's exit status, negative for a signal.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
+import time
 import traceback
+from collections.abc import Callable
 
 
 def _train(family: str, fields: dict, hardware: dict, workdir: str) -> int:
-    from tests.contract.families import FAMILIES
+    from tests.contract.families import EXPERIMENTS
     from trainer.cluster import Hardware
     from trainer.exits import UserError
     from trainer.trainer import Trainer
 
     try:
-        outcome = Trainer(FAMILIES[family](**fields), Hardware(**hardware), workdir).train()
+        outcome = Trainer(EXPERIMENTS[family](**fields), Hardware(**hardware), workdir).train()
     except UserError as error:
         print(error, flush=True)
         return error.code
@@ -56,47 +60,85 @@ def _die_at(function: str, call: int) -> None:
     setattr(module, name, counted)
 
 
-def worker(rank: str, hosts: str, workdir: str) -> int:
-    """Trains every family in turn as one of the workers."""
-    from tests.contract.families import FAMILIES
+def worker(rank: str, ports: str, workdir: str) -> int:
+    """Makes the runs that the contract compares, in turn, as one of two workers; `ports` are two for each run."""
+    from tests.contract.families import RUNS
 
-    for family in FAMILIES:
-        hardware = {
-            "strategy": "multi_worker",
-            "hosts": tuple(hosts.split(",")),
-            "worker": int(rank),
-        }
-        if code := _train(family, {}, hardware, f"{workdir}/{family}"):
+    _import()
+    free = iter(ports.split(","))
+    for name, (family, fields) in RUNS.items():
+        hosts = tuple(f"127.0.0.1:{next(free)}" for _ in range(2))
+        hardware = {"strategy": "multi_worker", "hosts": hosts, "worker": int(rank)}
+        # A process of its own for each: the keys of TensorFlow's collectives are counted from the start of a strategy.
+        child = _fork(
+            lambda f=family, d=fields, h=hardware, n=name: _train(f, d, h, f"{workdir}/{n}")
+        )
+        if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
             return code
     return 0
 
 
-def nursery() -> int:
-    """See the module."""
+def _import() -> None:
     import keras  # noqa: F401
     import tensorflow as tf  # noqa: F401
 
     import tests.contract.families  # noqa: F401
     import trainer.trainer  # noqa: F401
 
+
+def _fork(run: Callable[[], int]) -> int:
+    """Starts a child, whose exit status is what `run` returns, and returns its process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        code = run()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _kill(child: int, rows: str, more: int, seconds: float) -> None:
+    """Kills a child of this process, which cannot be another's: it was not waited for."""
+
+    def ended() -> bool:
+        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def count() -> int:
+        with contextlib.suppress(FileNotFoundError), open(rows, "rb") as file:
+            return file.read().count(b"\n")
+        return 0
+
+    # Rows past its checkpoint are dropped when a run goes on, which makes the file shorter.
+    seen = before = count()
+    while not ended() and seen < before + more:
+        time.sleep(0.001)
+        now = count()
+        before, seen = before - max(0, seen - now), now
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+
+
+def nursery() -> int:
+    """See the module."""
+    _import()
     for line in sys.stdin:
         task = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            code = 70
-            try:
-                log = os.open(f"{task['workdir']}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                os.dup2(log, 1)
-                os.dup2(log, 2)
-                if task["die"]:
-                    _die_at(*task["die"])
-                code = _train(task["family"], task["fields"], task["hardware"], task["workdir"])
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                os._exit(code)
-        print(child, flush=True)
+
+        def run(task: dict = task) -> int:
+            log = os.open(f"{task['workdir']}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            if task["die"]:
+                _die_at(*task["die"])
+            return _train(task["family"], task["fields"], task["hardware"], task["workdir"])
+
+        child = _fork(run)
+        if task["kill"]:
+            _kill(child, f"{task['workdir']}/metrics.jsonl", *task["kill"])
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
     return 0
 

@@ -56,6 +56,17 @@ def gan(**fields: object) -> Experiment:
     return _experiment(objective, Digits(), "generator_loss", **(transforms | fields))
 
 
+def dcgan(**fields: object) -> Experiment:
+    """The default kind of GAN: non-saturating loss, ghost batch norm in both networks."""
+    objective = functools.partial(
+        GAN,
+        generator=functools.partial(ConvolutionalDecoder, width=8, stages=2, group=GROUP),
+        discriminator=functools.partial(ConvolutionalEncoder, width=8, stages=2, group=GROUP),
+        latent=8,
+    )
+    return _experiment(objective, Digits(), "generator_loss", **({"evaluate_every": 10} | fields))
+
+
 def vae(**fields: object) -> Experiment:
     """Convolutional VAE with ghost batch norm, KL warm-up, AdamW on a warmed-up cosine, clipping, shifts, binarisation."""
     rate = keras.optimizers.schedules.CosineDecay(
@@ -184,3 +195,11 @@ def fingerprint(**fields: object) -> Experiment:
         "samples": 0,
     } | fields
     return Experiment(objective=Fingerprint, **values)
+
+
+EXPERIMENTS = {**FAMILIES, "fingerprint": fingerprint}
+SHORT = {"precision": "float32", "steps": 5}
+# What two workers train, and one process to compare: name -> (experiment, fields). The first also draws samples.
+RUNS = {family: (family, {"samples": 2} if family == "gan" else {}) for family in FAMILIES}
+RUNS |= {f"{family}_float32": (family, SHORT) for family in FAMILIES}
+RUNS |= {"fingerprint": ("fingerprint", {})}

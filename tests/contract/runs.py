@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,17 +17,21 @@ from trainer.trainer import Outcome, Trainer
 ONE = Hardware(strategy="one_device")
 
 
+class ContractBroken(AssertionError):
+    """Two runs that must be the same are not."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What a run left behind.
 
     Attributes:
-      rows: of metrics.jsonl without times: step -> metrics.
+      rows: of metrics.jsonl in order, without times: (step, examples, metrics).
       weights: every variable of the last checkpoint by name.
       initial: every variable before the first step; empty if not known.
     """
 
-    rows: Mapping[int, Mapping[str, float]]
+    rows: Sequence[tuple[int, int, Mapping[str, float]]]
     weights: Mapping[str, np.ndarray]
     initial: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -42,41 +46,51 @@ def train(experiment: Experiment, hardware: Hardware, workdir: pathlib.Path) -> 
 
 def results(workdir: pathlib.Path) -> Run:
     """What is in the workdir of a finished run."""
-    rows = {}
+    rows = []
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
-        rows[row["step"]] = {n: v for n, v in row["metrics"].items() if not n.startswith("perf/")}
+        metrics = {n: v for n, v in row["metrics"].items() if not n.startswith("perf/")}
+        rows.append((row["step"], row["examples"], metrics))
     last = sorted((workdir / "checkpoints").glob("step-*"))[-1]
     return Run(rows, read(last).arrays)
 
 
 def assert_equal(one: Run, other: Run) -> None:
-    """Equal to the bit."""
-    assert one.rows == other.rows
-    assert one.weights.keys() == other.weights.keys()
-    for name, value in one.weights.items():
-        np.testing.assert_array_equal(value, other.weights[name], err_msg=name)
+    """Equal to the bit: rows of metrics and, if they are known, weights at the start and at the end."""
+    _demand(one.rows == other.rows, "rows of metrics differ")
+    for kind in ("weights", "initial"):
+        _assert_same_arrays(getattr(one, kind), getattr(other, kind))
 
 
 def assert_close(one: Run, other: Run, *, losses: float, weights: float | None = None) -> None:
-    """Equal up to the order of sums: |a - b| <= tolerance · max(1, |b|). The first values that differ are named."""
-    assert one.rows.keys() == other.rows.keys()
-    for step, metrics in one.rows.items():
-        assert metrics.keys() == other.rows[step].keys()
+    """Equal up to the order of sums: |a - b| <= tolerance · max(1, |b|). The first values that differ are named.
+
+    Weights at the start, if known of both, are equal to the bit.
+    """
+    _demand([r[:2] for r in one.rows] == [r[:2] for r in other.rows], "rows of other steps")
+    for (step, _, metrics), (_, _, expected) in zip(one.rows, other.rows, strict=True):
+        _demand(metrics.keys() == expected.keys(), "rows of other metrics")
         for name, value in metrics.items():
-            expected = other.rows[step][name]
-            assert abs(value - expected) <= losses * max(1, abs(expected)), (
-                step,
-                name,
-                value,
-                expected,
-            )
+            limit = losses * max(1, abs(expected[name]))
+            _demand(abs(value - expected[name]) <= limit, (step, name, value, expected[name]))
+    if one.initial and other.initial:
+        _assert_same_arrays(one.initial, other.initial)
     if weights is not None:
-        assert one.weights.keys() == other.weights.keys()
+        _demand(one.weights.keys() == other.weights.keys(), "variables of other names")
         for name, value in one.weights.items():
             # Sums of metrics are compared above, as the rows they become.
             if not name.endswith("metric_sums"):
-                error = np.abs(value - other.weights[name]) / np.maximum(
-                    1, np.abs(other.weights[name])
-                )
-                assert np.max(error, initial=0) <= weights, (name, np.max(error))
+                scale = np.maximum(1, np.abs(other.weights[name]))
+                error = np.max(np.abs(value - other.weights[name]) / scale, initial=0)
+                _demand(error <= weights, (name, error))
+
+
+def _assert_same_arrays(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> None:
+    _demand(one.keys() == other.keys() or not one or not other, "variables of other names")
+    for name in one.keys() & other.keys():
+        _demand(np.array_equal(one[name], other[name]), (name, one[name], other[name]))
+
+
+def _demand(holds: bool, what: object) -> None:
+    if not holds:
+        raise ContractBroken(what)

@@ -21,7 +21,8 @@ def test_each_family_has_a_config():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_config_takes_two_steps(name, tmp_path, capsys):
-    short = ("steps=2", "log_every=1", "samples=2", "evaluate_every=0", "best_metric=None")
+    evaluates = "evaluate_every" in (FOLDER / f"{name}.gin").read_text()
+    short = ["steps=2", "log_every=1", "samples=2", *["evaluate_every=2"] * evaluates]
     arguments = [f"--gin_param=Experiment.{field}" for field in short]
     workdir = tmp_path / "run"
     # A file may give the same number of steps to a schedule; a macro is bound once for all.
@@ -33,6 +34,9 @@ def test_a_shipped_config_takes_two_steps(name, tmp_path, capsys):
     losses = {k: v for k, v in rows[1]["metrics"].items() if k.endswith("loss")}
     assert losses and None not in losses.values()
     assert all(rows[1]["metrics"][k] == 0 for k in rows[1]["metrics"] if "skipped" in k)
+    evaluated = [k for k in rows[1]["metrics"] if k.startswith("eval/")]
+    assert bool(evaluated) == evaluates
+    assert all(rows[1]["metrics"][k] is not None for k in evaluated)
     arrays = read(workdir / "checkpoints" / "step-00000002.safetensors").arrays
     assert arrays["step"] == 2
     assert len(list((workdir / "samples").iterdir())) == 1

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -34,34 +33,20 @@ class Nursery:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def start(
+    def run(
         self,
         family: str,
         hardware: dict,
         workdir: pathlib.Path,
         die: list | None = None,
-        **fields: object,
+        kill: list | None = None,
     ) -> int:
-        """Starts a run and returns its process id."""
+        """Runs until the end, or until it dies or is killed; returns the exit status, negative for a signal."""
         workdir.parent.mkdir(parents=True, exist_ok=True)
-        task = {
-            "family": family,
-            "fields": STEPS | fields,
-            "hardware": hardware,
-            "workdir": str(workdir),
-            "die": die,
-        }
-        self._process.stdin.write(json.dumps(task) + "\n")
+        task = {"family": family, "fields": STEPS, "hardware": hardware, "workdir": str(workdir)}
+        self._process.stdin.write(json.dumps(task | {"die": die, "kill": kill}) + "\n")
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
-
-    def end(self) -> int:
-        """Waits for the run's exit status; negative for a signal."""
-        return int(self._process.stdout.readline())
-
-    def run(self, *args: object, **kwargs: object) -> int:
-        self.start(*args, **kwargs)
-        return self.end()
 
     def close(self) -> None:
         self._process.stdin.close()
@@ -95,34 +80,6 @@ def _log(workdir: pathlib.Path) -> str:
     return pathlib.Path(f"{workdir}.log").read_text()[-3000:]
 
 
-def kill_at_random(
-    nursery: Nursery, chance: random.Random, family: str, hardware: dict, workdir: pathlib.Path
-) -> None:
-    """Starts the run and kills it some time after it has begun to write rows."""
-    process = nursery.start(family, hardware, workdir)
-    rows, already = workdir / "metrics.jsonl", _lines(workdir / "metrics.jsonl")
-    more = chance.randrange(1, 6)
-    deadline = time.monotonic() + 120
-    while (
-        time.monotonic() < deadline
-        and _alive(process)
-        and not already < _lines(rows) >= already + more
-    ):
-        time.sleep(0.001)
-    time.sleep(chance.random() * 0.05)
-    os.kill(process, signal.SIGKILL)
-    assert nursery.end() in (-signal.SIGKILL, 0), _log(workdir)
-
-
-def _lines(path: pathlib.Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def _alive(process: int) -> bool:
-    stat = pathlib.Path(f"/proc/{process}/stat")
-    return stat.exists() and stat.read_text().rsplit(")")[1].split()[0] != "Z"
-
-
 # family: (hardware, kills in each test run, kills with --full)
 RANDOM_KILLS = {
     "gan": ({"replicas": 2, "virtual_devices": 2, "steps_per_loop": 7}, 1, 330),
@@ -131,18 +88,22 @@ RANDOM_KILLS = {
 }
 
 
+@pytest.mark.timeout(0)
 @pytest.mark.parametrize("family", RANDOM_KILLS)
 def test_kills_at_random_change_no_bit(family, nursery, undisturbed, tmp_path, full):
     hardware, few, many = RANDOM_KILLS[family]
     chance = random.Random(family)
-    workdir = tmp_path / "run"
-    for _ in range(many if full else few):
-        if (workdir / "DONE").exists():  # So that every kill hits a training.
-            assert_equal(results(workdir), undisturbed(family, hardware))
-            workdir = workdir.with_name(f"{workdir.name}_")
-        kill_at_random(nursery, chance, family, hardware, workdir)
-    assert nursery.run(family, hardware, workdir) == 0, _log(workdir)
-    assert_equal(results(workdir), undisturbed(family, hardware))
+    kills, runs = 0, 0
+    while kills < (many if full else few):
+        runs += 1
+        workdir = tmp_path / str(runs)
+        for _ in range(chance.randrange(1, 5)):
+            moment = [chance.randrange(1, 5), 0.05 * chance.random()]
+            kills += nursery.run(family, hardware, workdir, kill=moment) == -signal.SIGKILL
+        assert nursery.run(family, hardware, workdir) == 0, _log(workdir)
+        assert_equal(results(workdir), undisturbed(family, hardware))
+        shutil.rmtree(workdir)
+    print(f"{family}: {kills} kills in {runs} runs")
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+
 import pytest
 
-from tests.contract.families import FAMILIES, fingerprint
-from tests.contract.runs import ONE, Run, assert_close, train
+from tests.contract.families import FAMILIES, dcgan, fingerprint
+from tests.contract.runs import ONE, Run, assert_close, assert_equal, train
 from trainer.cluster import Hardware
 
 LAYOUTS = {
@@ -50,8 +51,6 @@ def test_float64_is_the_same(family, layout, one_device, tmp_path):
     expected = one_device(family, "float64")
     assert len(run.rows) == 50
     assert_close(run, expected, losses=1e-9, weights=1e-8)
-    for name, value in run.initial.items():
-        np.testing.assert_array_equal(value, expected.initial[name], err_msg=name)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -61,8 +60,6 @@ def test_float32_begins_the_same(family, layout, one_device, tmp_path):
     expected = one_device(family, "float32")
     assert len(run.rows) == 5
     assert_close(run, expected, losses=1e-5)
-    for name, value in run.initial.items():
-        np.testing.assert_array_equal(value, expected.initial[name], err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -74,10 +71,19 @@ def test_xla_learns_the_same(family, layout, one_device, tmp_path):
     assert_close(run, one_device(family, "float64"), losses=1e-7, weights=1e-6)
 
 
+def test_batch_norm_in_a_discriminator_is_the_same(tmp_path):
+    """It is called twice in a loss, for real and for generated examples, and each call moves its averages."""
+    one = train(dcgan(steps=20), ONE, tmp_path / "one")
+    two = train(dcgan(steps=20), LAYOUTS["replicas2_accumulation2"], tmp_path / "two")
+    assert_close(two, one, losses=1e-9, weights=1e-8)
+    name = "discriminator/norm_0/moving_variance"
+    assert abs(one.weights[name] - one.initial[name]).max() > 0.01
+
+
 def test_ids_noise_and_augmentation_are_equal_to_the_bit(tmp_path):
     """Also with XLA: ids and bits are integers, and their sums are exact."""
     expected = train(fingerprint(), ONE, tmp_path / "one")
-    assert expected.rows[1]["train/first/ids"] != expected.rows[2]["train/first/ids"]
+    assert expected.rows[0][2]["train/first/ids"] != expected.rows[1][2]["train/first/ids"]
     for name, hardware in (LAYOUTS | XLA_LAYOUTS).items():
         run = train(fingerprint(), hardware, tmp_path / name)
-        assert run.rows == expected.rows, name
+        assert_equal(replace(run, weights={}), replace(expected, weights={}))

@@ -1,0 +1,59 @@
+"""What configurations may name: the one module that knows every model and data set."""
+
+from __future__ import annotations
+
+from trainer import backend, config
+
+OPTIMIZERS = "Adadelta Adafactor Adagrad Adam Adamax AdamW Ftrl Lamb Lion RMSprop SGD".split()
+SCHEDULES = (
+    "CosineDecay CosineDecayRestarts ExponentialDecay InverseTimeDecay "
+    "PiecewiseConstantDecay PolynomialDecay"
+).split()
+
+NAMELESS = {"name": "names decide nothing, remove it"}
+
+
+def registry() -> config.Registry:
+    """Everything that a configuration may name. Imports TensorFlow; starts no device."""
+    backend.start()
+    import keras
+
+    from input_pipeline.digits import Digits
+    from input_pipeline.split import Split
+    from input_pipeline.text import pydoc_topics
+    from input_pipeline.transforms import Binarize, Dequantize, Flip, Shift
+    from models.gan import GAN
+    from models.image_networks import (
+        ConvolutionalDecoder,
+        ConvolutionalEncoder,
+        MLPDecoder,
+        MLPEncoder,
+    )
+    from models.language_model import LSTMLanguageModel
+    from models.objective import Optimizer
+    from models.vae import VAE
+    from trainer.experiment import Experiment
+    from trainer.update import HIDDEN_OPTIONS
+
+    instead = {option: f"use {what}" for option, what in HIDDEN_OPTIONS.items()}
+    of_average = ("ema_momentum", "ema_overwrite_frequency")
+    of_optimizers = {
+        **NAMELESS,
+        **instead,
+        **dict.fromkeys(of_average, instead["use_ema"]),
+        "learning_rate": "set Optimizer.learning_rate",
+    }
+
+    names = config.Registry()
+    transforms = (Binarize, Dequantize, Flip, Shift)
+    for plain in (Experiment, Optimizer, Digits, pydoc_topics, Split, *transforms):
+        names.register(plain)
+    for objective in (GAN, VAE, LSTMLanguageModel):
+        names.register(objective, given={"element_spec"})
+    for network in (ConvolutionalEncoder, MLPEncoder, ConvolutionalDecoder, MLPDecoder):
+        names.register(network, given={"shape", "inputs", "outputs", "noise", "name"})
+    for rule in OPTIMIZERS:
+        names.register(getattr(keras.optimizers, rule), elsewhere=of_optimizers)
+    for schedule in SCHEDULES:
+        names.register(getattr(keras.optimizers.schedules, schedule), elsewhere=NAMELESS)
+    return names
