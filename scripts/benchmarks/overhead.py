@@ -25,8 +25,8 @@ from input_pipeline.batches import Batches, Feature, Slice
 from input_pipeline.noise import Noise
 from models.image_networks import ConvolutionalDecoder, ConvolutionalEncoder
 from models.vae import VAE
-from trainer.cluster import Hardware
 from trainer.experiment import Experiment
+from trainer.hardware import Hardware
 from trainer.trainer import Trainer
 
 SHAPE, LATENT, IMAGES = (28, 28, 1), 32, 60_000

@@ -4,8 +4,8 @@
     python -m tests.contract.child nursery
 
 Both import TensorFlow once and fork a child for each run, before they have used any device (TRAPS 15b). The nursery does so
-for each line of JSON on its standard input: {"family", "fields", "hardware", "workdir", "die": null or [function, call], "kill": null or [rows,
-seconds]}. With "kill" it kills the child so many seconds after it has written so many rows of metrics. It answers with the
+for each line of JSON on its standard input: {"family", "fields", "hardware", "workdir", "die": null or [function, call],
+"kill": null or [rows, seconds]}. With "die" the child kills itself within the write of a checkpoint; with "kill" it kills the child so many seconds after it has written so many rows of metrics. It answers with the
 child's exit status, negative for a signal.
 """
 
@@ -48,12 +48,13 @@ def _die_at(function: str, call: int) -> None:
 
     def counted(*args: object, **kwargs: object) -> object:
         nonlocal calls
-        checkpoint = any(".safetensors" in str(arg) for arg in args) or function == "before_fsync"
-        calls += checkpoint
-        if checkpoint and calls == call and function != "after_rename":
+        paths = [os.readlink(f"/proc/self/fd/{a}") if isinstance(a, int) else str(a) for a in args]
+        here = any(".safetensors" in path for path in paths)
+        calls += here
+        if here and calls == call and function != "after_rename":
             os.kill(os.getpid(), signal.SIGKILL)
         result = original(*args, **kwargs)
-        if checkpoint and calls == call:
+        if here and calls == call:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 

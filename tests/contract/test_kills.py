@@ -82,9 +82,9 @@ def _log(workdir: pathlib.Path) -> str:
 
 # family: (hardware, kills in each test run, kills with --full)
 RANDOM_KILLS = {
-    "gan": ({"replicas": 2, "virtual_devices": 2, "steps_per_loop": 7}, 1, 330),
-    "vae": ({"strategy": "one_device", "xla": "on", "steps_per_loop": 7}, 1, 330),
-    "lstm": ({"strategy": "one_device", "microbatch": 8, "steps_per_loop": 7}, 1, 331),
+    "gan": ({"replicas": 2, "virtual_devices": 2, "steps_per_loop": 7}, 1, 150),
+    "vae": ({"strategy": "one_device", "xla": "on", "steps_per_loop": 7}, 1, 250),
+    "lstm": ({"strategy": "one_device", "microbatch": 8, "steps_per_loop": 7}, 1, 591),
 }
 
 
@@ -103,7 +103,7 @@ def test_kills_at_random_change_no_bit(family, nursery, undisturbed, tmp_path, f
         assert nursery.run(family, hardware, workdir) == 0, _log(workdir)
         assert_equal(results(workdir), undisturbed(family, hardware))
         shutil.rmtree(workdir)
-    print(f"{family}: {kills} kills in {runs} runs")
+        print(f"{family}: {kills} kills in {runs} runs changed no bit", flush=True)
 
 
 @pytest.mark.parametrize(
