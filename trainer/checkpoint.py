@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,8 +23,7 @@ import safetensors.numpy
 
 from trainer import durable
 from trainer.exits import CannotCreate, ConfigError, DataProblem, UsageError
-
-NAME = re.compile(r"step-(\d+)\.safetensors")
+from trainer.workdir import CHECKPOINT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +97,7 @@ class Checkpoints:
         """Steps of the checkpoints there are, ascending."""
         if not self.directory.is_dir():
             return []
-        matches = (NAME.fullmatch(path.name) for path in self.directory.iterdir())
+        matches = (CHECKPOINT.fullmatch(path.name) for path in self.directory.iterdir())
         return sorted(int(match[1]) for match in matches if match)
 
     def path(self, step: int) -> pathlib.Path:

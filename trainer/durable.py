@@ -22,8 +22,10 @@ def write(path: pathlib.Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
-    except OSError:
+    except BaseException as error:
         scratch.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # A failed write does not know its file.
         raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:

@@ -1,6 +1,6 @@
 """What is trained: all that decides the result, and nothing that does not.
 
-gin fills an `Experiment`; flags fill a `trainer.cluster.Hardware`. Two runs of one experiment learn the same.
+gin fills an `Experiment`; flags fill a `trainer.hardware.Hardware`. Two runs of one experiment learn the same.
 """
 
 from __future__ import annotations

@@ -103,9 +103,6 @@ def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
             return
         workdir.prepare(folder)
         trainer = _trainer(names, resolved, line, folder)
-        trained = workdir.steps_trained(folder)
-        if trainer.cluster.chief and trained < trainer.experiment.steps:
-            workdir.record_start(folder, resolved.text, arguments)
 
     from trainer.trainer import Outcome
 
@@ -115,14 +112,17 @@ def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         "start": "\n".join(f"- {name}: `{value}`" for name, value in start.items()),
     }
     with _data_problems():
-        outcome = trainer.train(texts)
+        outcome = trainer.train(
+            texts, started=lambda: workdir.record_start(folder, resolved.text, arguments)
+        )
     if outcome is Outcome.PREEMPTED:
         raise PreemptedExit(
             f"preempted and saved in {folder}: start the same command again to go on"
         )
     if trainer.cluster.chief:
         if outcome is Outcome.ALREADY_DONE:
-            print(f"already done: {trained} steps; more with --gin_param={names.root}.steps=…")
+            steps = int(trainer.step.number.numpy())
+            print(f"already done: {steps} steps; more with --gin_param={names.root}.steps=…")
         print(_results(folder))
 
 

@@ -21,4 +21,5 @@ def stop_signal(handle: Callable[..., None]) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # None is a handler that was not set from Python, which cannot be set back.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

@@ -18,11 +18,12 @@ import tensorflow as tf
 
 from input_pipeline.noise import Noise
 from trainer import checkpoint, durable
-from trainer.cluster import Cluster, Hardware, batch_layout, connect
+from trainer.cluster import Cluster, batch_layout, connect
 from trainer.device_loop import compiled_loop
 from trainer.evaluation import Evaluation
 from trainer.exits import ConfigError
 from trainer.experiment import Experiment
+from trainer.hardware import Hardware
 from trainer.metrics import MetricWriter, NullWriter
 from trainer.precision import PRECISIONS
 from trainer.preemption import stop_signal
@@ -143,44 +144,60 @@ class Trainer:
 
     # ------------------------------------------------------------------ training
 
-    def train(self, texts: Mapping[str, str] | None = None) -> Outcome:
+    def train(
+        self,
+        texts: Mapping[str, str] | None = None,
+        started: Callable[[], None] = lambda: None,
+    ) -> Outcome:
         """Trains until the experiment's steps are done, from the last checkpoint of the workdir if there is one.
+
+        SIGTERM saves at the end of the next loop of steps and stops.
 
         Args:
           texts: Markdown to show in TensorBoard, by name: the configuration, say.
+          started: called on the chief if there are steps to do, before the first.
 
         Raises:
           Diverged: after too many bad updates in a row; the last checkpoint is from before them or among them.
         """
-        experiment = self.experiment
-        # Without a checkpoint it goes on from what is in memory.
-        start = self.restore() or int(self.step.number.numpy())
-        self.cluster.check_same("the step of the last checkpoint", start)
-        if start >= experiment.steps:
-            self._say_done(start)  # A kill may have come between the last save and this.
-            return Outcome.ALREADY_DONE
-        if start:
-            self._note(f"going on from step {start}")
-        writer: MetricWriter | NullWriter = NullWriter()
-        if self.workdir is not None and self.cluster.chief:
-            writer = MetricWriter(self.workdir, resume_step=start)
-            (self.workdir / "DONE").unlink(missing_ok=True)
-            for name, text in (texts or {}).items():
-                writer.text(name, text, start)
         stop = threading.Event()
-        progress = Progress(experiment.steps, start, sys.stderr) if self.cluster.chief else None
-        with (
-            writer,
-            contextlib.closing(progress) if progress else contextlib.nullcontext(),
-            stop_signal(lambda *_: stop.set()),
-        ):
+        with stop_signal(lambda *_: stop.set()):
+            # Without a checkpoint it goes on from what is in memory.
+            start = self.restore() or int(self.step.number.numpy())
+            self.cluster.check_same("the step of the last checkpoint", start)
+            if start >= self.experiment.steps:
+                self._say_done(start)  # A kill may have come between the last save and this.
+                return Outcome.ALREADY_DONE
+            if start:
+                self._note(f"going on from step {start}")
+            outcome = self._train(start, stop, texts or {}, started)
+        if outcome is Outcome.DONE:
+            self._say_done(self.experiment.steps)
+        return outcome
+
+    def _train(
+        self,
+        start: int,
+        stop: threading.Event,
+        texts: Mapping[str, str],
+        started: Callable[[], None],
+    ) -> Outcome:
+        writer: MetricWriter | NullWriter = NullWriter()
+        if self.cluster.chief:
+            started()
+            if self.workdir is not None:
+                writer = MetricWriter(self.workdir, resume_step=start)
+                (self.workdir / "DONE").unlink(missing_ok=True)
+        progress = (
+            Progress(self.experiment.steps, start, sys.stderr) if self.cluster.chief else None
+        )
+        with writer, contextlib.closing(progress) if progress else contextlib.nullcontext():
+            for name, text in texts.items():
+                writer.text(name, text, start)
             try:
-                outcome = self.run(self.data(start), start, writer, progress, stop)
+                return self.run(self.data(start), start, writer, progress, stop)
             finally:
                 self.checkpoints.wait()  # Also when it diverged: what was being saved stays.
-        if outcome is Outcome.DONE:
-            self._say_done(experiment.steps)
-        return outcome
 
     def _say_done(self, steps: int) -> None:
         if self.workdir is not None and self.cluster.chief and not (self.workdir / "DONE").exists():

@@ -23,8 +23,8 @@ from collections.abc import Callable
 
 def _train(family: str, fields: dict, hardware: dict, workdir: str) -> int:
     from tests.contract.families import EXPERIMENTS
-    from trainer.cluster import Hardware
     from trainer.exits import UserError
+    from trainer.hardware import Hardware
     from trainer.trainer import Trainer
 
     try:

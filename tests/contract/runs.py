@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from trainer.checkpoint import read
-from trainer.cluster import Hardware
 from trainer.experiment import Experiment
+from trainer.hardware import Hardware
 from trainer.trainer import Outcome, Trainer
 
 ONE = Hardware(strategy="one_device")

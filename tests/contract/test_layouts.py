@@ -8,7 +8,7 @@ import pytest
 
 from tests.contract.families import FAMILIES, dcgan, fingerprint
 from tests.contract.runs import ONE, Run, assert_close, assert_equal, train
-from trainer.cluster import Hardware
+from trainer.hardware import Hardware
 
 LAYOUTS = {
     "replicas2": Hardware(replicas=2, strategy="mirrored"),

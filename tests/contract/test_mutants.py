@@ -16,8 +16,8 @@ from input_pipeline.noise import Noise
 from models.objective import Optimizer, Phase
 from tests.contract.families import FAMILIES, Numbered, fingerprint
 from tests.contract.runs import ONE, ContractBroken, assert_close, assert_equal, train
-from trainer.cluster import Hardware
 from trainer.experiment import Experiment
+from trainer.hardware import Hardware
 from trainer.step import Step
 from trainer.trainer import Trainer
 from trainer.update import Update

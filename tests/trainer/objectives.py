@@ -13,8 +13,8 @@ from input_pipeline.batches import Feature
 from input_pipeline.order import shuffled_ids
 from models.layers import GhostBatchNorm, Normal
 from models.objective import Average, Batch, Metrics, Noise, Optimizer, Phase
-from trainer.cluster import Hardware
 from trainer.experiment import Experiment
+from trainer.hardware import Hardware
 from trainer.trainer import Trainer
 
 ONE = Hardware(strategy="one_device")

@@ -366,21 +366,31 @@ def test_bytes_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("shapes", "line"),
+    ("expected", "line"),
     [
         (
-            {"step": (), "w": (2, 3), "extra/b": (4,)},
-            "extra/b is missing there and (4,) in the configuration",
+            {"step": "int64 ()", "w": "float32 (2, 3)", "extra/b": "float32 (4,)"},
+            "extra/b is missing there and float32 (4,) in the configuration",
         ),
-        ({"w": (2, 3)}, "step is () there and missing in the configuration"),
-        ({"step": (), "w": (3, 2)}, "w is (2, 3) there and (3, 2) in the configuration"),
-        ({"step": (1,), "w": (3, 2)}, "step is () there and (1,) in the configuration"),
+        ({"w": "float32 (2, 3)"}, "step is int64 () there and missing in the configuration"),
+        (
+            {"step": "int64 ()", "w": "float32 (3, 2)"},
+            "w is float32 (2, 3) there and float32 (3, 2) in the configuration",
+        ),
+        (
+            {"step": "int64 (1,)", "w": "float32 (3, 2)"},
+            "step is int64 () there and int64 (1,) in the configuration",
+        ),
+        (
+            {"step": "int64 ()", "w": "float64 (2, 3)"},
+            "w is float32 (2, 3) there and float64 (2, 3) in the configuration",
+        ),
     ],
 )
-def test_what_does_not_fit_is_named(shapes, line):
+def test_what_does_not_fit_is_named(expected, line):
     where = pathlib.Path("run/checkpoints/step-00000040.safetensors")
     with pytest.raises(ConfigError) as error:
-        check_fit(snapshot(), shapes, where)
+        check_fit(snapshot(), expected, where)
     assert str(error.value) == (
         f"{where} does not fit the model: {line}; "
         "use the configuration it was made with, or another --workdir"
@@ -389,4 +399,4 @@ def test_what_does_not_fit_is_named(shapes, line):
 
 
 def test_what_fits_is_accepted():
-    check_fit(snapshot(), {"w": (2, 3), "step": ()}, pathlib.Path("x"))
+    check_fit(snapshot(), {"w": "float32 (2, 3)", "step": "int64 ()"}, pathlib.Path("x"))

@@ -8,9 +8,9 @@ import pytest
 import tensorflow as tf
 
 from input_pipeline.batches import Slice
-from trainer import cluster
-from trainer.cluster import Cluster, Hardware, Layout, batch_layout, connect
+from trainer.cluster import Cluster, Layout, batch_layout, connect
 from trainer.exits import ConfigError, UsageError
+from trainer.hardware import Hardware
 
 # ---------------------------------------------------------------------- batch
 
@@ -105,7 +105,7 @@ def test_a_batch_that_does_not_divide(global_batch, replicas, microbatch, line):
         (Hardware(strategy="one_device", virtual_devices=4), "OneDeviceStrategy", 1),
         (Hardware(strategy="mirrored", replicas=1), "MirroredStrategy", 1),
         (Hardware(strategy="mirrored", replicas=3), "MirroredStrategy", 3),
-        (Hardware(hosts=("a:1",)), "MirroredStrategy", 4),
+        (Hardware(hosts=("a:1",), worker=0), "MirroredStrategy", 4),
     ],
 )
 def test_devices_and_strategy(hardware, kind, devices):
@@ -122,7 +122,7 @@ def test_devices_and_strategy(hardware, kind, devices):
     [
         (
             Hardware(strategy="horovod"),
-            'strategy "horovod" is unknown: choose one of auto, one_device, mirrored, multi_worker, tpu',
+            "--strategy=horovod: choose one of auto, one_device, mirrored, multi_worker, tpu",
         ),
         (
             Hardware(replicas=5),
@@ -130,7 +130,7 @@ def test_devices_and_strategy(hardware, kind, devices):
         ),
         (
             Hardware(replicas=4, virtual_devices=2),
-            "4 replicas need 4 devices, and there are 2: use --replicas=2, or --virtual_devices=4 to split the CPU",
+            "--replicas=4 needs as many --virtual_devices, not 2",
         ),
         (
             Hardware(virtual_devices=8),
@@ -138,37 +138,37 @@ def test_devices_and_strategy(hardware, kind, devices):
         ),
         (
             Hardware(strategy="one_device", replicas=2),
-            "strategy one_device has one replica, not 2: use --strategy=mirrored",
+            "--strategy=one_device has one replica: drop --replicas=2",
         ),
         (
             Hardware(strategy="multi_worker"),
-            "strategy multi_worker needs its workers: set TF_CONFIG, or --hosts=a:port,b:port --worker=i",
+            "--strategy=multi_worker needs its workers: --hosts=a:port,b:port --worker=i, or TF_CONFIG",
         ),
         (
             Hardware(strategy="multi_worker", hosts=("a:1", "b:1"), virtual_devices=2),
-            "strategy multi_worker uses every device of a worker: drop --virtual_devices and --replicas",
+            "--virtual_devices and --strategy=multi_worker exclude each other: drop one",
         ),
         (
             Hardware(hosts=("a:1", "b:1"), replicas=2),
-            "strategy multi_worker uses every device of a worker: drop --virtual_devices and --replicas",
+            "--hosts and --replicas exclude each other: drop one",
         ),
         (
             Hardware(hosts=("a:1", "b:1"), worker=2),
-            "worker 2 is not among the 2 hosts: number them from 0",
+            "--worker=2 is not among the 2 hosts: number from 0",
         ),
         (
             Hardware(hosts=("a:1", "b:1"), worker=-1),
-            "worker -1 is not among the 2 hosts: number them from 0",
+            "--worker=-1 is not among the 2 hosts: number from 0",
         ),
         (
             Hardware(strategy="mirrored", hosts=("a:1", "b:1")),
-            "strategy mirrored has one worker, not 2: use --strategy=multi_worker, or drop --hosts",
+            "--hosts and --strategy=mirrored exclude each other: drop one",
         ),
-        (Hardware(xla="yes"), 'xla "yes" is unknown: choose one of auto, on, off'),
-        (Hardware(steps_per_loop=0), "steps_per_loop is 0: it must be at least 1"),
-        (Hardware(replicas=0), "replicas is 0: it must be at least 1"),
-        (Hardware(replicas=-2), "replicas is -2: it must be at least 1"),
-        (Hardware(virtual_devices=-1), "virtual_devices is -1: it must be at least 0"),
+        (Hardware(xla="yes"), "--xla=yes: choose one of auto, on, off"),
+        (Hardware(steps_per_loop=0), "--steps_per_loop=0: it must be at least 1"),
+        (Hardware(replicas=0), "--replicas=0: it must be at least 1"),
+        (Hardware(replicas=-2), "--replicas=-2: it must be at least 1"),
+        (Hardware(virtual_devices=-1), "--virtual_devices=-1: it must be at least 0"),
     ],
 )
 def test_flags_that_contradict_each_other_or_the_machine(hardware, line):
@@ -269,6 +269,41 @@ def test_multi_worker_may_have_one_worker(gang):
 
 
 @pytest.mark.parametrize(
+    ("hardware", "line"),
+    [
+        (
+            Hardware(strategy="one_device"),
+            "TF_CONFIG names 2 workers, and --strategy=one_device has one: "
+            "use --strategy=multi_worker, or unset TF_CONFIG",
+        ),
+        (
+            Hardware(strategy="mirrored"),
+            "TF_CONFIG names 2 workers, and --strategy=mirrored has one: "
+            "use --strategy=multi_worker, or unset TF_CONFIG",
+        ),
+        (
+            Hardware(replicas=1),
+            "TF_CONFIG names 2 workers, each with all of its devices: drop --replicas, or unset TF_CONFIG",
+        ),
+        (
+            Hardware(virtual_devices=2),
+            "TF_CONFIG names 2 workers, each with all of its devices: "
+            "drop --virtual_devices, or unset TF_CONFIG",
+        ),
+        (
+            Hardware(tpu="local"),
+            "TF_CONFIG names 2 workers, each with all of its devices: drop --tpu, or unset TF_CONFIG",
+        ),
+    ],
+)
+def test_workers_of_tf_config_are_not_each_a_chief(gang, hardware, line):
+    """All of them would write in one workdir."""
+    with pytest.raises(UsageError) as error:
+        gang(described(1, worker=["a:1", "b:1"]), hardware)
+    assert str(error.value) == line
+
+
+@pytest.mark.parametrize(
     ("config", "says"),
     [
         ("{", "TF_CONFIG is not a cluster description (Expecting property name"),
@@ -277,15 +312,15 @@ def test_multi_worker_may_have_one_worker(gang):
         (described(None, worker=["a:1", "b:1"]), "TF_CONFIG is not a cluster description ("),
         (described("x", worker=["a:1", "b:1"]), "TF_CONFIG is not a cluster description ("),
         (described(0, worker="a:1,b:1"), "TF_CONFIG is not a cluster description ("),
-        (described(2, worker=["a:1", "b:1"]), "worker 2 is not among the 2 hosts: number them"),
-        (described(-1, worker=["a:1", "b:1"]), "worker -1 is not among the 2 hosts: number them"),
+        (described(2, worker=["a:1", "b:1"]), "worker 2 is not among the 2 hosts: number from 0"),
+        (described(-1, worker=["a:1", "b:1"]), "worker -1 is not among the 2 hosts: number from 0"),
         (
             described(1, "chief", chief=["a:1"], worker=["b:1"]),
-            "chief 1 is not among the 1 hosts: number them from 0",
+            "chief 1 is not among the 1 hosts: number from 0",
         ),
         (
             described(1, chief=["a:1"], worker=["b:1"]),
-            "worker 1 is not among the 1 hosts: number them from 0",
+            "worker 1 is not among the 1 hosts: number from 0",
         ),
         (
             described(0, "evaluator", worker=["a:1", "b:1"]),
@@ -354,9 +389,3 @@ def test_a_single_worker_asks_nobody():
     alone = Cluster(strategy=None, xla=False)
     assert (alone.any_worker(True), alone.any_worker(False)) == (True, False)
     alone.check_same("the step", 3)
-
-
-def test_the_flags_name_the_same_strategies():
-    from trainer import flags
-
-    assert flags.STRATEGIES == cluster.STRATEGIES

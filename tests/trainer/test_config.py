@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gin
 import pytest
@@ -18,6 +18,9 @@ from trainer.exits import ConfigError, one_line
 class Whisk:
     def __init__(self, speed: int = 3, *, learning_rate: float = 0.1, **others: Any) -> None:
         self.speed = speed
+
+    def __call__(self) -> float:
+        return float(self.speed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,18 @@ class Cake:
         self.bowl, self.layers, self.oven, self.name = bowl, layers, oven, name
 
 
+class Bowl(Protocol):
+    def stir(self) -> None: ...
+
+
+class Wooden:
+    def stir(self) -> None: ...
+
+
+def borrowed() -> Wooden:
+    return Wooden()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     cake: Callable[[str], Any]
@@ -43,6 +58,11 @@ class Recipe:
     ovens: Any = ()
     limit: float = math.inf
     notes: Any = None
+    bowl: Bowl | None = None
+    bowls: Sequence[Bowl] = ()
+    sizes: Sequence[int] = ()
+    beat: float | Callable[[], float] = 1.0
+    bring: Callable[[], Bowl] = Wooden
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +71,8 @@ def registry() -> config.Registry:
     registry.register(Recipe)
     registry.register(Cake, given={"bowl"})
     registry.register(Oven)
+    registry.register(Wooden)
+    registry.register(borrowed)
     registry.register(Whisk, elsewhere={"learning_rate": "set Recipe.flour"})
     return registry
 
@@ -165,6 +187,57 @@ def test_mistake_has_its_line(registry, write, text: str) -> None:
     assert line(registry, names=("bake",)) == MISTAKES[text]
 
 
+SHAPES = {
+    "Recipe.bowl=@Wooden": "Bowl (@Name()) or None; write @Wooden()",
+    "Recipe.bowl=@Oven()": "Bowl (@Name()) or None",
+    "Recipe.bowl=3": "Bowl (@Name()) or None",
+    "Recipe.bowls=@Wooden()": "[Bowl (@Name()), …]; write [@Wooden()]",
+    "Recipe.bowls=@Wooden": "[Bowl (@Name()), …]; write [@Wooden()]",
+    "Recipe.bowls=[@Wooden]": "[Bowl (@Name()), …]",
+    "Recipe.bowls=[@Wooden(), @Oven()]": "[Bowl (@Name()), …]",
+    "Recipe.sizes=200": "[int, …]; write [200]",
+    "Recipe.sizes=(2, True)": "[int, …]",
+    "Recipe.sizes='ab'": "[int, …]",
+    "Recipe.beat='x'": "float or a function (@Name)",
+    "Recipe.beat=@Oven()": "float or a function (@Name)",
+    "Recipe.beat=@Oven": "float or a function (@Name)",
+    "Recipe.bring=@borrowed()": "a function (@Name); write @borrowed",
+    "Recipe.bring=@Oven": "a function (@Name)",
+    "Recipe.cake=@Cake()": "a function (@Name); write @Cake",
+    "Recipe.cake=3": "a function (@Name)",
+    "Recipe.flour=@Oven()": "int",
+    "Oven.fan=1": "bool",
+}
+
+
+@pytest.mark.parametrize("param", SHAPES)
+def test_value_of_a_wrong_shape_says_what_is_expected(registry, param: str) -> None:
+    key, value = param.split("=")
+    assert line(registry, GOOD, param) == (
+        f"--gin_param {param}: {key} is {value}: it must be {SHAPES[param]}"
+    )
+
+
+@pytest.mark.parametrize(
+    "param",
+    [
+        "Recipe.bowl=@Wooden()",
+        "Recipe.bowl=@borrowed()",
+        "Recipe.bowl=None",
+        "Recipe.bowls=(@Wooden(), @borrowed())",
+        "Recipe.sizes=[1, 2]",
+        "Recipe.beat=2",
+        "Recipe.beat=@Whisk()",
+        "Recipe.bring=@borrowed",
+        "Recipe.limit=1",
+        "Recipe.notes={'a': @Wooden}",
+    ],
+)
+def test_value_of_a_right_shape(registry, param: str) -> None:
+    key, value = param.split("=")
+    assert resolve(registry, GOOD, param).bindings[key] == value
+
+
 def test_text_that_ends_too_early_names_file_and_line(registry, write) -> None:
     write("bake", f"{GOOD}Recipe.ovens = (1,\n")
     assert line(registry, names=("bake",)).startswith("configs/bake.gin:")
@@ -224,6 +297,26 @@ def test_include_beside_the_file(registry, tmp_path: Path, shipped: Path) -> Non
     assert resolve(registry, names=(str(mine),)).bindings["Cake.layers"] == "4"
 
 
+def test_what_is_shipped_includes_what_is_shipped(
+    registry, write, tmp_path: Path, monkeypatch
+) -> None:
+    """Not a file of that name that happens to lie where the command was typed; one's own config may."""
+    write("cakes/base", f"{GOOD}Cake.layers = 3\n")
+    write("cakes/big", "include 'cakes/base.gin'\n")
+    here = tmp_path / "here"
+    (here / "cakes").mkdir(parents=True)
+    (here / "cakes/base.gin").write_text(f"{GOOD}Cake.layers = 7\n")
+    (here / "mine").mkdir()
+    (here / "mine/mine.gin").write_text("include 'cakes/base.gin'\n")
+    monkeypatch.chdir(here)
+    for name, layers in [
+        ("cakes/big", "3"),
+        ("../configs/cakes/big.gin", "3"),
+        ("mine/mine.gin", "7"),
+    ]:
+        assert resolve(registry, names=(name,)).bindings["Cake.layers"] == layers
+
+
 def test_resolved_text_is_sorted_and_complete(registry) -> None:
     """Defaults are written out, down to those of registered functions; what gin cannot say is left out."""
     resolved = resolve(
@@ -243,10 +336,15 @@ def test_resolved_text_is_sorted_and_complete(registry) -> None:
             "Oven.fan = False",
             "Oven.tool = @Whisk",
             "hot/Oven.degrees = 250.0",
+            "Recipe.beat = 1.0",
+            "Recipe.bowl = None",
+            "Recipe.bowls = ()",
+            "Recipe.bring = @Wooden",
             "Recipe.cake = @Cake",
             "Recipe.flour = 250",
             'Recipe.notes = "it\'s\\nlate"',
             "Recipe.ovens = [@Oven(), @hot/Oven(), {'degrees': 250.0, 'at': (-1,)}]",
+            "Recipe.sizes = ()",
             "Whisk.speed = 3",
             "",
         ]

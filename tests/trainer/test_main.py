@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer import backend, config, config_files, flags, main
-from trainer.exits import ConfigError, Diverged, UsageError
+from trainer import backend, catalogue, config, config_files, flags, main
+from trainer.exits import ConfigError, Diverged, PreemptedExit, UsageError
+from trainer.hardware import Hardware
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,7 +88,7 @@ MISTAKES = {
         "--strategy=miror: value should be one of <auto|one_device|mirrored|multi_worker|tpu>"
     ),
     "train x --microbatch=two --workdir=w": "--microbatch=two: it must be a whole number",
-    "train x --microbatch=0 --workdir=w": "--microbatch=0: 0 is not a positive integer",
+    "train x --microbatch=0 --workdir=w": "--microbatch=0: it must be at least 1",
     "train x --xla": "Missing value for flag --xla",
     "train gan/digits": (
         "no --workdir: say where the run is kept, such as --workdir=runs/gan-digits"
@@ -107,6 +111,9 @@ MISTAKES = {
     ),
     "train x --workdir=w --hosts=a:1,b:1 --worker=2": (
         "--worker=2 is not among the 2 hosts: number from 0"
+    ),
+    "train x --workdir=w --hosts=a:1,b:1 --worker=-1": (
+        "--worker=-1 is not among the 2 hosts: number from 0"
     ),
     "train x --workdir=w --hosts=a:1,b --worker=0": '--hosts names "b": write host:port',
     "train x --workdir=w --hosts=a:1,a:1 --worker=0": (
@@ -152,32 +159,22 @@ def test_command_line_is_read() -> None:
     )
     assert line.configs == ("a", "b", "c")
     assert line.gin_params == ("A.x=1", "A.x=2,3")
-    assert line.hardware == {
-        "strategy": "auto",
-        "replicas": None,
-        "virtual_devices": 0,
-        "hosts": ("h:1", "[::1]:2"),
-        "worker": 1,
-        "tpu": None,
-        "xla": "on",
-        "microbatch": 8,
-        "steps_per_loop": 20,
-    }
-
-
-def test_unwritable_workdir(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    file = tmp_path / "file"
-    file.touch()
-    recipe = tmp_path / "x.gin"
-    recipe.touch()
-    assert main.main(["train", str(recipe), f"--workdir={file}/run"]) == 73
-    assert capsys.readouterr().err == (
-        f"lockstep: workdir {file}/run cannot be made or written (not a directory): "
-        "choose another --workdir\n"
+    assert line.hardware == Hardware(
+        hosts=("h:1", "[::1]:2"), worker=1, xla="on", microbatch=8, steps_per_loop=20
     )
-    if os.geteuid() != 0:  # root may write everywhere
-        (tmp_path / "shut").mkdir(mode=0o500)
-        assert main.main(["train", str(recipe), f"--workdir={tmp_path}/shut"]) == 77
+    assert flags.parse(["train", "--workdir=w"]).hardware == Hardware()
+
+
+def test_workers_of_the_environment_contradict_flags_before_tensorflow(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(cluster))
+    assert main.main("train x --workdir=w --strategy=mirrored".split()) == 64
+    assert capsys.readouterr().err == (
+        "lockstep: TF_CONFIG names 2 workers, and --strategy=mirrored has one: "
+        "use --strategy=multi_worker, or unset TF_CONFIG\n"
+    )
 
 
 def test_missing_tensorflow_names_the_command(
@@ -219,6 +216,8 @@ def test_evaluate_where_no_run_is(tmp_path: Path, capsys: pytest.CaptureFixture)
 
 class Boat:
     def __init__(self, sails: int = 1) -> None:
+        if sails == 13:
+            raise TypeError("13 sails\n  cannot be rigged")
         if sails < 1:
             raise ValueError(f"sails is {sails}: it must be at least 1")
 
@@ -232,20 +231,35 @@ class Voyage:
 
 
 class PaperTrainer:
-    """Keeps what it was made from and does what `ends` says."""
+    """Keeps what it was made from and told, and does what `ends` says."""
 
     ends: Any = None
     decoded: Any = None
-    made: SimpleNamespace | None = None
+    metrics: dict[str, float] = {"loss": 1.25, "accuracy": 0.5}
+    made: SimpleNamespace
+    texts: Mapping[str, str]
 
-    def __init__(self, experiment: Voyage, hardware: Any, workdir: Path | None) -> None:
+    def __init__(
+        self,
+        experiment: Voyage,
+        hardware: Hardware,
+        workdir: Path | None,
+        note: Callable[[str], None],
+    ) -> None:
         experiment.boat()
         type(self).made = SimpleNamespace(hardware=hardware, workdir=workdir)
+        self.note = note
         self.experiment, self.workdir = experiment, workdir
         self.cluster = SimpleNamespace(chief=True)
+        self.step = SimpleNamespace(number=SimpleNamespace(numpy=lambda: 3))
 
-    def train(self) -> Any:
+    def train(self, texts: Mapping[str, str], started: Callable[[], None]) -> Any:
         from trainer.trainer import Outcome
+
+        type(self).texts = texts
+        if self.ends is not Outcome.ALREADY_DONE:
+            started()
+        self.note("wind from the west")
 
         assert self.workdir is not None
         for name in ("checkpoints/step-00000003.safetensors", "samples/step-00000003.png"):
@@ -256,10 +270,11 @@ class PaperTrainer:
         return self.ends or Outcome.DONE
 
     def restore(self, which: str) -> int:
+        self.note(f"anchor {which}")
         return {"last": 3, "best": 2}[which]
 
     def evaluate(self) -> dict[str, float]:
-        return {"loss": 1.25, "accuracy": 0.5}
+        return self.metrics
 
     def sample(self, count: int, seed: int) -> Any:
         if self.decoded is not None:
@@ -284,6 +299,7 @@ def lockstep(
     monkeypatch.setattr(trainer.trainer, "Trainer", PaperTrainer)
     monkeypatch.setattr(PaperTrainer, "ends", None)
     monkeypatch.setattr(PaperTrainer, "decoded", None)
+    monkeypatch.setattr(PaperTrainer, "metrics", PaperTrainer.metrics)
     monkeypatch.setattr(config_files, "SHIPPED", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
@@ -299,6 +315,7 @@ def lockstep(
 CONFIG = (
     "Boat.sails = 1\nVoyage.boat = @Boat\nVoyage.samples = 4\nVoyage.seed = 5\nVoyage.steps = 3\n"
 )
+NOTE = "wind from the west\n"
 RESULTS = """\
 samples:    w/samples/step-00000003.png
 checkpoint: w/checkpoints/step-00000003.safetensors
@@ -308,16 +325,21 @@ curves:     tensorboard --logdir w/summaries
 
 def test_train_leaves_config_and_starts(lockstep, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("A_SECRET", "swordfish")
-    assert lockstep("train sea --workdir=w --microbatch=2") == (0, RESULTS, "")
+    assert lockstep("train sea --workdir=w --microbatch=2") == (0, RESULTS, NOTE)
     assert (tmp_path / "w/config.gin").read_text() == CONFIG
-    assert PaperTrainer.made is not None
-    assert PaperTrainer.made.hardware.microbatch == 2
-    assert lockstep("train --workdir=w")[0] == 0  # goes on under its own configuration
+    assert PaperTrainer.made.hardware == Hardware(microbatch=2)
+    assert PaperTrainer.texts["config"] == f"```\n{CONFIG}```"
+    shown = PaperTrainer.texts["start"].splitlines()
+    assert shown[0] == "- command: `lockstep train sea --workdir=w --microbatch=2`"
+    assert shown[1] == f"- python: `{'.'.join(map(str, sys.version_info[:3]))}`"
+    assert f"- keras: `{metadata.version('keras')}`" in shown
+    more = "lockstep train --workdir=w --gin_param=Voyage.steps=4"
+    assert lockstep(more.removeprefix("lockstep "))[0] == 0  # under its own configuration
     text = (tmp_path / "w/run.json").read_text()
     starts = json.loads(text)
     assert [start["command"] for start in starts] == [
         "lockstep train sea --workdir=w --microbatch=2",
-        "lockstep train --workdir=w",
+        more,
     ]
     assert starts[0]["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert "keras" in starts[0]["versions"]
@@ -348,15 +370,176 @@ def test_a_start_that_failed_does_not_bind(lockstep, tmp_path: Path) -> None:
     assert lockstep("train sea --workdir=w")[0] == 0
 
 
+def test_a_type_error_of_a_constructor_is_one_line(lockstep) -> None:
+    """The last net, for what the annotations do not say."""
+    assert lockstep("train sea --workdir=w --gin_param=Boat.sails=13") == (
+        78,
+        "",
+        "lockstep: 13 sails cannot be rigged\n",
+    )
+
+
+def test_a_mistake_in_the_configuration_makes_no_folder(lockstep, tmp_path: Path) -> None:
+    assert lockstep("train sea --workdir=w --gin_param=Boat.sail=2") == (
+        78,
+        "",
+        "lockstep: --gin_param Boat.sail=2: Boat has no parameter sail; did you mean sails?\n",
+    )
+    assert not (tmp_path / "w").exists()
+
+
+def test_unwritable_workdir(lockstep, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert lockstep("train sea --workdir=file/run") == (
+        73,
+        "",
+        "lockstep: workdir file/run cannot be made or written (not a directory): "
+        "choose another --workdir\n",
+    )
+    if os.geteuid() != 0:  # root may write everywhere
+        (tmp_path / "shut").mkdir(mode=0o500)
+        assert lockstep("train sea --workdir=shut")[0] == 77
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "w/metrics.jsonl"),
+            73,
+            "w/metrics.jsonl cannot be read or written (no space left on device): "
+            "make room and start again to go on from the last checkpoint",
+        ),
+        (
+            OSError(errno.EDQUOT, "Disk quota exceeded"),
+            73,
+            "a file of the run cannot be read or written (disk quota exceeded): "
+            "make room and start again to go on from the last checkpoint",
+        ),
+        (
+            OSError(errno.EIO, "Input/output error", "w/DONE"),
+            73,
+            "w/DONE cannot be read or written (input/output error): "
+            "mend it and start again to go on from the last checkpoint",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "w/config.gin"),
+            77,
+            "w/config.gin cannot be read or written (read-only file system): "
+            "change its permissions, or choose another --workdir",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "w/samples"),
+            77,
+            "w/samples cannot be read or written (permission denied): "
+            "change its permissions, or choose another --workdir",
+        ),
+    ],
+)
+def test_trouble_with_a_file_is_one_line(lockstep, monkeypatch, error, code, says) -> None:
+    monkeypatch.setattr(PaperTrainer, "ends", error)
+    assert lockstep("train sea --workdir=w") == (code, "", f"{NOTE}lockstep: {says}\n")
+
+
+def test_a_full_disk_while_the_configuration_is_written(lockstep, monkeypatch) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(main.durable, "write", full)
+    assert lockstep("train sea --workdir=w") == (
+        73,
+        "",
+        "lockstep: w/config.gin cannot be read or written (no space left on device): "
+        "make room and start again to go on from the last checkpoint\n",
+    )
+
+
+def test_what_a_kill_left_unfinished_does_not_bind(lockstep, tmp_path: Path) -> None:
+    """A first save that was killed leaves a scratch file, from which nothing goes on."""
+    assert lockstep("train sea --workdir=w")[0] == 0
+    folder = tmp_path / "w/checkpoints"
+    whole = folder / "step-00000003.safetensors"
+    whole.rename(folder / ".step-00000003.safetensors.77")
+    assert lockstep("train sea --workdir=w --gin_param=Boat.sails=2")[0] == 0
+    assert "Boat.sails = 2" in (tmp_path / "w/config.gin").read_text()
+
+
+def test_checkpoints_of_an_unknown_configuration_are_refused(lockstep, tmp_path: Path) -> None:
+    assert lockstep("train sea --workdir=w")[0] == 0
+    (tmp_path / "w/config.gin").unlink()
+    assert lockstep("train sea --workdir=w") == (
+        78,
+        "",
+        "lockstep: workdir w holds checkpoints, and their configuration is not known "
+        "(w/config.gin is missing): put it back, or choose another --workdir\n",
+    )
+
+
+@pytest.mark.parametrize("steps", [3, 2])
+def test_a_run_that_is_done_is_left_as_it_is(
+    lockstep, tmp_path: Path, monkeypatch, steps: int
+) -> None:
+    from trainer.trainer import Outcome
+
+    assert lockstep("train sea --workdir=w")[0] == 0
+    files = {name: (tmp_path / "w" / name).read_bytes() for name in ("config.gin", "run.json")}
+    monkeypatch.setattr(PaperTrainer, "ends", Outcome.ALREADY_DONE)
+    assert lockstep(f"train sea --workdir=w --gin_param=Voyage.steps={steps}") == (
+        0,
+        f"already done: 3 steps; more with --gin_param=Voyage.steps=…\n{RESULTS}",
+        NOTE,
+    )
+    for name, data in files.items():
+        assert (tmp_path / "w" / name).read_bytes() == data
+
+
+def test_sigterm_while_the_training_is_made(lockstep, tmp_path: Path, monkeypatch) -> None:
+    """Also where a library swallows what is raised in its midst."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def sail(self: Any, sails: int = 1) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except PreemptedExit:
+            if sails == 2:
+                raise
+
+    monkeypatch.setattr(Boat, "__init__", sail)
+    for sails in (1, 2):
+        assert lockstep(f"train sea --workdir=w --gin_param=Boat.sails={sails}") == (
+            75,
+            "",
+            "lockstep: stopped before the training began: start the same command again\n",
+        )
+        assert not (tmp_path / "w/config.gin").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_is_left_alone_by_the_launcher_otherwise(lockstep, monkeypatch) -> None:
+    """The training takes the signal over by itself; before and after, and in other modes, it ends the process."""
+    seen = []
+
+    def look(self: Any, *arguments: Any) -> Any:
+        seen.append(signal.getsignal(signal.SIGTERM))
+        return {"loss": 1.0} if not arguments else np.zeros([1, 2, 2, 1], np.uint8)
+
+    before = signal.getsignal(signal.SIGTERM)
+    train = PaperTrainer.train
+    monkeypatch.setattr(
+        PaperTrainer, "train", lambda self, *how, **more: (look(self), train(self, *how, **more))[1]
+    )
+    monkeypatch.setattr(PaperTrainer, "evaluate", look)
+    monkeypatch.setattr(PaperTrainer, "sample", look)
+    for command in ("train sea", "evaluate", "sample"):
+        assert lockstep(f"{command} --workdir=w")[0] == 0
+    assert seen == [before] * 3
+
+
 def test_ends(lockstep, monkeypatch) -> None:
     from input_pipeline.batches import DataError
     from trainer.trainer import Outcome
 
     for ends, expected in [
-        (
-            Outcome.ALREADY_DONE,
-            (0, f"already done: 3 steps; more with --gin_param=Voyage.steps=…\n{RESULTS}", ""),
-        ),
         (
             Outcome.PREEMPTED,
             (75, "", "lockstep: preempted and saved in w: start the same command again to go on\n"),
@@ -369,11 +552,12 @@ def test_ends(lockstep, monkeypatch) -> None:
         ),
     ]:
         monkeypatch.setattr(PaperTrainer, "ends", ends)
-        assert lockstep("train sea --workdir=w") == expected
+        code, out, said = expected
+        assert lockstep("train sea --workdir=w") == (code, out, NOTE + said)
     monkeypatch.setattr(PaperTrainer, "ends", ValueError("a bug"))
     code, _, said = lockstep("train sea --workdir=w")
     assert code == 70
-    assert said.startswith("Traceback") and said.endswith("ValueError: a bug\n")
+    assert said.startswith(f"{NOTE}Traceback") and said.endswith("ValueError: a bug\n")
 
 
 def test_dry_run_writes_nothing(lockstep, tmp_path: Path) -> None:
@@ -387,14 +571,14 @@ def test_evaluate_and_sample_take_the_run(lockstep, tmp_path: Path, monkeypatch)
 
     assert lockstep("train sea --workdir=w")[0] == 0
     code, out, said = lockstep("evaluate --workdir=w --checkpoint=best")
-    assert (code, said) == (0, "")
+    assert (code, said) == (0, "anchor best\n")
     assert json.loads(out.splitlines()[-1]) == {"step": 2, "accuracy": 0.5, "loss": 1.25}
     assert "w, step 2" in out and "1.25" in out
 
     assert lockstep("sample --workdir=w --seed=7") == (
         0,
         "w/samples/step-00000003-seed-7.png\n",
-        "",
+        "anchor last\n",
     )
     picture = np.asarray(Image.open(tmp_path / "w/samples/step-00000003-seed-7.png"))
     assert picture[0, 0] == 7
@@ -403,6 +587,25 @@ def test_evaluate_and_sample_take_the_run(lockstep, tmp_path: Path, monkeypatch)
     assert code == 0
     assert "to be" in out and out.endswith("w/samples/step-00000003-seed-5.txt\n")
     assert "or not" in (tmp_path / "w/samples/step-00000003-seed-5.txt").read_text()
+
+
+def test_metrics_that_are_not_finite_are_null(lockstep, monkeypatch) -> None:
+    assert lockstep("train sea --workdir=w")[0] == 0
+    metrics = {"loss": float("nan"), "bits": float("inf"), "rate": 0.5}
+    monkeypatch.setattr(PaperTrainer, "metrics", metrics)
+    code, out, _ = lockstep("evaluate --workdir=w")
+    assert code == 0
+    assert out.splitlines()[-1] == '{"step": 3, "bits": null, "loss": null, "rate": 0.5}'
+
+
+def test_sample_of_no_samples(lockstep) -> None:
+    assert lockstep("train sea --workdir=w --gin_param=Voyage.samples=0")[0] == 0
+    assert lockstep("sample --workdir=w") == (
+        64,
+        "",
+        "anchor last\nlockstep: the configuration has samples = 0: give --count\n",
+    )
+    assert lockstep("sample --workdir=w --count=2")[0] == 0
 
 
 # ---------------------------------------------------------------------- what is registered
@@ -430,7 +633,7 @@ def test_registered_classes_are_made_as_bound() -> None:
 
     from models.gan import GAN as Objective
 
-    names = main.registry()
+    names = catalogue.registry()
     resolved = names.resolve(config_files.read([], [GAN, "Adam.beta_1=0.25"]))
     assert resolved.bindings["Optimizer.rule"] == "@Adam"
     assert resolved.bindings["ConvolutionalDecoder.width"] == "16"
@@ -448,8 +651,33 @@ def test_registered_classes_are_made_as_bound() -> None:
     ("param", "says"),
     [
         ("Adam.learning_rate=1.0", "Adam.learning_rate has no effect: set Optimizer.learning_rate"),
-        ("Adam.clipnorm=1.0", "Adam.clipnorm has no effect: set Optimizer.clip_norm"),
+        (
+            "Adam.clipnorm=1.0",
+            "Adam.clipnorm has no effect: use Optimizer.clip_norm, which clips the reduced gradient",
+        ),
+        ("Adam.ema_momentum=0.5", "Adam.ema_momentum has no effect: use Phase.average"),
         ("Adam.beta1=0.5", "Adam has no parameter beta1; did you mean beta_1?"),
+        (
+            "Experiment.source=@Digits",
+            "Experiment.source is @Digits: it must be Source (@Name()); write @Digits()",
+        ),
+        (
+            "Experiment.transforms=@Flip()",
+            "Experiment.transforms is @Flip(): it must be [Transform (@Name()), …]; write [@Flip()]",
+        ),
+        ("MLPEncoder.widths=200", "MLPEncoder.widths is 200: it must be [int, …]; write [200]"),
+        (
+            "Experiment.objective=@GAN()",
+            "Experiment.objective is @GAN(): it must be a function (@Name); write @GAN",
+        ),
+        (
+            "Optimizer.learning_rate='x'",
+            "Optimizer.learning_rate is 'x': it must be float or a function (@Name)",
+        ),
+        (
+            "Optimizer.learning_rate=@CosineDecay",
+            "Optimizer.learning_rate is @CosineDecay: it must be float or a function (@Name); write @CosineDecay()",
+        ),
         ("GAN.element_spec=1", "GAN.element_spec is given by its caller: remove the binding"),
         ("Optimizer.rule=@Nadam", "@Nadam is not known; did you mean Adam?"),
         ("VAE.beta=2.0", "VAE.beta is never used: nothing in this configuration refers to @VAE"),
@@ -457,5 +685,5 @@ def test_registered_classes_are_made_as_bound() -> None:
 )
 def test_wrong_binding_of_what_is_registered(param: str, says: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        main.registry().resolve(config_files.read([], [GAN, param]))
+        catalogue.registry().resolve(config_files.read([], [GAN, param]))
     assert str(raised.value) == f"--gin_param {param}: {says}"

@@ -26,8 +26,8 @@ from tests.trainer.objectives import (
     take,
     values,
 )
-from trainer.cluster import Hardware
-from trainer.exits import ConfigError, Diverged
+from trainer.exits import ConfigError, Diverged, one_line
+from trainer.hardware import Hardware
 
 # ---------------------------------------------------------------------- bad updates
 
@@ -432,3 +432,15 @@ def test_a_variable_without_influence_is_named(hardware):
     with pytest.raises(ConfigError) as error:
         quiet(experiment(functools.partial(Broken, spoil=spoil), source), hardware).train()
     assert str(error.value) == "phase only moves idle/w, but its loss does not depend on it"
+
+
+def test_what_a_layer_says_stays_one_line():
+    """Keras adds a heading, bold letters and the layer's arguments to it."""
+    source = script([[1, 1, 1]] * 6, x=np.zeros([6, 2]))
+    with pytest.raises(ValueError) as error:
+        quiet(experiment(functools.partial(Scripted, group=4), source, global_batch=6))
+    assert len(str(error.value).splitlines()) > 5
+    assert one_line(error.value) == (
+        '"norm" normalises groups of 4 examples, which does not divide its batch of 6; '
+        "choose a group that divides the batch of a replica and the microbatch"
+    )

@@ -31,8 +31,8 @@ from tests.trainer.objectives import (
     values,
 )
 from trainer import durable
-from trainer.cluster import Hardware
 from trainer.exits import CannotCreate, ConfigError, DataProblem, UsageError
+from trainer.hardware import Hardware
 from trainer.metrics import MetricWriter
 from trainer.trainer import Outcome
 
@@ -52,6 +52,10 @@ def undisturbed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed")
     assert quiet(regression(), LOOPS_OF_3, workdir).train() is Outcome.DONE
     return results(workdir)
+
+
+def by_step(run):
+    return {step: metrics for step, _, metrics in run.rows}
 
 
 def contents(folder):
@@ -94,13 +98,12 @@ def test_more_steps_go_on_as_one_long_run(first, tmp_path, undisturbed):
     assert notes == [f"going on from step {first}"]
     assert json.loads((tmp_path / "DONE").read_text()) == {"steps": 12}
     run = results(tmp_path)
-    assert [step for step in run.rows if step not in undisturbed.rows] == (
-        [5] if first == 5 else []
-    )
+    rows, expected = by_step(run), by_step(undisturbed)
+    assert [step for step in rows if step not in expected] == ([5] if first == 5 else [])
     # The mean of steps 5 … 8 was cut in two by the row at the end of the first part.
     cut = {first, 8} if first % 4 else set()
-    for step in undisturbed.rows.keys() - cut:
-        assert run.rows[step] == undisturbed.rows[step], step
+    for step in expected.keys() - cut:
+        assert rows[step] == expected[step], step
     for name, value in undisturbed.weights.items():
         np.testing.assert_array_equal(run.weights[name], value, err_msg=name)
 
@@ -205,12 +208,12 @@ def test_looking_more_often_or_never_gives_the_same_weights(
     run = results(tmp_path)
     for name, value in undisturbed.weights.items():
         np.testing.assert_array_equal(run.weights[name], value, err_msg=name)
-    logged = [step for step, row in run.rows.items() if "train/loss" in row]
+    logged = [step for step, row in by_step(run).items() if "train/loss" in row]
     assert logged == [*range(log_every, 12, log_every), 12]
     # A row is the mean of the steps since the one before: the same sum over all of them.
     sums = [
         sum((step - last) * rows[step]["train/loss"] for last, step in itertools.pairwise(steps))
-        for rows, steps in ((run.rows, [0, *logged]), (undisturbed.rows, [0, 4, 8, 12]))
+        for rows, steps in ((by_step(run), [0, *logged]), (by_step(undisturbed), [0, 4, 8, 12]))
     ]
     assert sums[0] == pytest.approx(sums[1], rel=1e-13)
 
@@ -305,10 +308,10 @@ def test_lines_for_people_have_rates(capsys, tmp_path):
 
 
 def test_evaluations_are_in_the_rows_of_their_steps(undisturbed):
-    evaluated = [step for step, row in undisturbed.rows.items() if "eval/error" in row]
-    logged = [step for step, row in undisturbed.rows.items() if "train/loss" in row]
+    evaluated = [step for step, row in by_step(undisturbed).items() if "eval/error" in row]
+    logged = [step for step, row in by_step(undisturbed).items() if "train/loss" in row]
     assert (evaluated, logged) == ([3, 6, 9, 12], [4, 8, 12])
-    assert list(undisturbed.rows) == [3, 4, 6, 8, 9, 12]
+    assert list(by_step(undisturbed)) == [3, 4, 6, 8, 9, 12]
 
 
 # ---------------------------------------------------------------------- the best
@@ -449,7 +452,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_nothing_moves(tmp_path):
         other.train()
     path = tmp_path / "checkpoints" / "step-00000012.safetensors"
     assert str(error.value) == (
-        f"{path} does not fit the model: average/kernel is (3, 1) there and (4, 1) in the configuration; "
+        f"{path} does not fit the model: average/kernel is float64 (3, 1) there and float64 (4, 1) in the configuration; "
         "use the configuration it was made with, or another --workdir"
     )
     for name, value in other.snapshot().arrays.items():

@@ -1,0 +1,157 @@
+"""The launcher on real runs: what it prints is what the trainer computes, and a signal ends it as it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer import catalogue, config_files, main
+from trainer.hardware import Hardware
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = (
+    "vae/digits_mlp --strategy=one_device --gin_param=MLPEncoder.widths=(8,) "
+    "--gin_param=MLPDecoder.widths=(8,) --gin_param=VAE.latent=2 --gin_param=Experiment.samples=9 "
+).split()
+
+
+# ---------------------------------------------------------------------- evaluate and sample
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps, with a checkpoint at each."""
+    folder = tmp_path_factory.mktemp("launched") / "run"
+    often = [f"--gin_param=Experiment.{name}_every=1" for name in ("evaluate", "checkpoint")]
+    code = main.main(["train", *TINY, *often, "--gin_param=STEPS=2", f"--workdir={folder}"])
+    assert code == 0
+    assert json.loads((folder / "DONE").read_text()) == {"steps": 2}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(run: Path) -> Callable[[str], tuple[int, dict[str, float]]]:
+    """Step and metrics of a checkpoint, by the trainer itself."""
+    from trainer.trainer import Trainer
+
+    names = catalogue.registry()
+    experiment = names.build(names.resolve(config_files.read([str(run / "config.gin")])))
+    trainer = Trainer(experiment, Hardware(strategy="one_device"), run, note=lambda line: None)
+    return lambda which: (trainer.restore(which), trainer.evaluate())
+
+
+@pytest.mark.parametrize("which", ["last", "best", "1"])
+def test_evaluate_prints_what_the_trainer_computes(
+    run: Path, evaluated, which: str, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["evaluate", f"--workdir={run}", f"--checkpoint={which}", "--strategy=one_device"]
+    assert main.main(command) == 0
+    out, said = capsys.readouterr()
+    assert said == ""
+    printed = json.loads(out.splitlines()[-1])
+    step, metrics = evaluated(which)
+    assert step == {"last": 2, "best": 2, "1": 1}[which]  # two steps do improve it
+    assert printed == {"step": step, **metrics}
+    assert "negative_elbo" in metrics
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    row = next(row for row in rows if row["step"] == step)["metrics"]
+    assert row["eval/negative_elbo"] == pytest.approx(printed["negative_elbo"], rel=1e-6)
+
+
+def test_sample_leaves_the_picture_that_it_names(run: Path, capsys: pytest.CaptureFixture) -> None:
+    pictures = {}
+    for which, step in (("last", 2), ("1", 1)):
+        command = ["sample", f"--workdir={run}", f"--checkpoint={which}", "--seed=7", "--count=4"]
+        assert main.main([*command, "--strategy=one_device"]) == 0
+        path = run / f"samples/step-{step:08d}-seed-7.png"
+        assert capsys.readouterr() == (f"{path}\n", "")
+        pictures[step] = np.asarray(Image.open(path))
+    assert pictures[1].shape == pictures[2].shape
+    assert (pictures[1] != pictures[2]).any()
+
+
+def test_a_checkpoint_that_is_not_there(run: Path, capsys: pytest.CaptureFixture) -> None:
+    command = ["evaluate", f"--workdir={run}", "--checkpoint=7", "--strategy=one_device"]
+    assert main.main(command) == 64
+    assert capsys.readouterr() == (
+        "",
+        f"lockstep: no checkpoint 7 in {run / 'checkpoints'}: choose last, best or one of 1, 2\n",
+    )
+
+
+# ---------------------------------------------------------------------- SIGTERM
+
+
+def launch(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer.main", "train", *TINY, f"--workdir={folder}", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def wait_for(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    endless = ["--gin_param=STEPS=1000000", "--gin_param=Experiment.checkpoint_every=1000000"]
+    endless += [
+        "--gin_param=Experiment.evaluate_every=0",
+        "--gin_param=Experiment.best_metric=None",
+    ]
+
+    # While it is made: TensorFlow is being imported, or the networks built.
+    process = launch(folder, *endless)
+    maps = Path(f"/proc/{process.pid}/maps")
+    wait_for(process, lambda: not maps.exists() or "tensorflow" in maps.read_text(errors="replace"))
+    process.send_signal(signal.SIGTERM)
+    out, said = process.communicate(timeout=120)
+    assert (process.returncode, out) == (75, "")
+    assert said.splitlines()[-1] == (
+        "lockstep: stopped before the training began: start the same command again"
+    )
+    assert "Traceback" not in said
+    assert not (folder / "checkpoints").exists()
+
+    # While it trains: the first row of metrics is there.
+    process = launch(folder, *endless)
+    rows = folder / "metrics.jsonl"
+    wait_for(process, lambda: rows.exists() and rows.stat().st_size > 0)
+    process.send_signal(signal.SIGTERM)
+    out, said = process.communicate(timeout=120)
+    assert (process.returncode, out) == (75, "")
+    assert said.splitlines()[-1] == (
+        f"lockstep: preempted and saved in {folder}: start the same command again to go on"
+    )
+    (checkpoint,) = os.listdir(folder / "checkpoints")
+    step = int(checkpoint.removeprefix("step-").removesuffix(".safetensors"))
+    assert step >= 250  # the first row
+
+    # The same again, with an end that is near.
+    near = f"--gin_param=Experiment.steps={step + 5}"
+    process = launch(folder, *endless, near)
+    out, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert f"going on from step {step}\n" in said
+    assert out.splitlines()[0] == f"samples:    {folder}/samples/step-{step + 5:08d}.png"
+    assert json.loads((folder / "DONE").read_text()) == {"steps": step + 5}
