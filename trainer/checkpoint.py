@@ -60,6 +60,8 @@ def read(path: pathlib.Path) -> Snapshot:
       DamagedCheckpoint: if it is truncated or altered.
       DataProblem: if the file system does not give it.
     """
+    if not path.is_file():
+        raise DamagedCheckpoint(f"{path} is damaged (it is no file)")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -67,7 +69,7 @@ def read(path: pathlib.Path) -> Snapshot:
         notes = metadata["lockstep"]
         if _digest(notes, arrays) != metadata["sha256"]:
             raise DamagedCheckpoint(f"{path} does not have the checksum it was written with")
-    except (safetensors.SafetensorError, KeyError, ValueError, FileNotFoundError) as error:
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise DamagedCheckpoint(f"{path} is damaged ({error})") from None
     except OSError as error:
         # Perhaps whole: falling back would write over it.
