@@ -40,18 +40,13 @@ class Evaluation:
     def __call__(self) -> dict[str, float]:
         """name -> mean over the examples."""
 
-        *sums, count = self._pass(self._data).numpy().tolist()
-        return {name: total / count for name, total in zip(self._names, sums, strict=True)}
-
-    @functools.cached_property
-    def _data(self) -> Iterator:
-        """One iterator, which begins anew after each pass: for each new one the function would be traced again."""
-
         def worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            part = self._cluster.slice(context)
-            return self._batches.evaluation(part, batch=self._batch).repeat()
+            return self._batches.evaluation(self._cluster.slice(context), batch=self._batch)
 
-        return iter(self._cluster.strategy.distribute_datasets_from_function(worker))
+        # A new iterator each time: one kept open for ever holds threads, of which two cores have few.
+        data = iter(self._cluster.strategy.distribute_datasets_from_function(worker))
+        *sums, count = self._pass(data).numpy().tolist()
+        return {name: total / count for name, total in zip(self._names, sums, strict=True)}
 
     @functools.cached_property
     def _pass(self) -> Callable:
