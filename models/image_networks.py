@@ -1,8 +1,9 @@
-"""Encoders and decoders of images, convolutional and fully connected, which the GAN and the VAE share.
+"""Convolutional encoders and decoders of images, which the GAN and the VAE share.
 
 An encoder maps images `[b, height, width, channels]` to `[b, outputs]`, a decoder codes `[b, inputs]` to images; both end in a
-linear layer. All are called `network(x, noise=…, training=…, update_statistics=…)` (see `layers.GhostBatchNorm` for the last)
-and are built when made, with initial weights from `noise`.
+linear layer. Networks of images, these and those of `models.mlp`, are called
+`network(x, noise=…, training=…, update_statistics=…)` (see `layers.GhostBatchNorm` for the last) and are built when made,
+with initial weights from `noise`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from models.layers import Dropout, GhostBatchNorm, VarianceScaling
+from models.initializers import VarianceScaling
+from models.layers import Dropout, GhostBatchNorm, built, dense, flat
 from models.objective import Feature, Noise
 
 NetworkFactory = Callable[..., keras.layers.Layer]
@@ -118,14 +120,14 @@ class ConvolutionalEncoder(keras.layers.Layer):
             )
             self.norms.append(_norm(group if normed else 0, f"norm_{stage}"))
             self.dropouts.append(Dropout(dropout, f"dropout_{stage}"))
-        self.dense = _dense(outputs, noise, "dense")
+        self.dense = dense(outputs, noise, "dense")
         self.build((None, *shape))
 
     def build(self, input_shape: Sequence[Any]) -> None:
         shape = tuple(input_shape[1:])
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            shape = _built(norm, _built(convolution, shape))
-        _built(self.dense, [math.prod(shape)])
+            shape = built(norm, built(convolution, shape))
+        built(self.dense, [math.prod(shape)])
 
     def call(
         self,
@@ -142,7 +144,7 @@ class ConvolutionalEncoder(keras.layers.Layer):
             x = _normalise(norm, convolution(x), training, update_statistics)
             x = leaky_relu(x)
             x = dropout(x, noise=noise and noise(dropout.name), training=training)
-        return self.dense(_flat(x))
+        return self.dense(flat(x))
 
 
 class ConvolutionalDecoder(keras.layers.Layer):
@@ -173,7 +175,7 @@ class ConvolutionalDecoder(keras.layers.Layer):
         stages = count_stages(shape, stages)
         base, channels = shape[0] // 2**stages, [width * 2**i for i in reversed(range(stages))]
         self.base_shape = (base, base, channels[0])
-        self.dense = _dense(math.prod(self.base_shape), noise, "dense", use_bias=group == 0)
+        self.dense = dense(math.prod(self.base_shape), noise, "dense", use_bias=group == 0)
         self.norms = [_norm(group, f"norm_{stage}") for stage in range(stages)]
         self.convolutions = [
             keras.layers.Conv2DTranspose(
@@ -191,10 +193,10 @@ class ConvolutionalDecoder(keras.layers.Layer):
         self.build((None, inputs))
 
     def build(self, input_shape: Sequence[Any]) -> None:
-        _built(self.dense, input_shape[1:])
+        built(self.dense, input_shape[1:])
         shape: tuple[int, ...] = self.base_shape
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
-            shape = _built(convolution, _built(norm, shape))
+            shape = built(convolution, built(norm, shape))
 
     def call(
         self,
@@ -212,78 +214,6 @@ class ConvolutionalDecoder(keras.layers.Layer):
         return x
 
 
-class MLPEncoder(keras.layers.Layer):
-    """Fully connected layers of `widths` with `activation`, then a linear one; images of any `shape`, flattened."""
-
-    def __init__(
-        self,
-        shape: Sequence[int],
-        outputs: int,
-        *,
-        noise: Noise,
-        name: str,
-        widths: Sequence[int] = (200, 200),
-        activation: str = "tanh",
-    ):
-        super().__init__(name=name)
-        self.hidden = _hidden(widths, activation, noise)
-        self.dense = _dense(outputs, noise, "dense")
-        self.build((None, *shape))
-
-    def build(self, input_shape: Sequence[Any]) -> None:
-        _build_chain([*self.hidden, self.dense], (math.prod(input_shape[1:]),))
-
-    def call(
-        self,
-        x: tf.Tensor,
-        *,
-        noise: Noise | None = None,
-        training: bool = False,
-        update_statistics: bool = True,
-    ) -> tf.Tensor:
-        """Images `[b, *shape]` -> `[b, outputs]`; nothing is drawn and nothing differs in training."""
-        x = _flat(x)
-        for layer in [*self.hidden, self.dense]:
-            x = layer(x)
-        return x
-
-
-class MLPDecoder(keras.layers.Layer):
-    """Fully connected layers of `widths` with `activation`, then a linear one whose result has the `shape` of images."""
-
-    def __init__(
-        self,
-        shape: Sequence[int],
-        inputs: int,
-        *,
-        noise: Noise,
-        name: str,
-        widths: Sequence[int] = (200, 200),
-        activation: str = "tanh",
-    ):
-        super().__init__(name=name)
-        self.image_shape = tuple(shape)
-        self.hidden = _hidden(widths, activation, noise)
-        self.dense = _dense(math.prod(shape), noise, "dense")
-        self.build((None, inputs))
-
-    def build(self, input_shape: Sequence[Any]) -> None:
-        _build_chain([*self.hidden, self.dense], tuple(input_shape[1:]))
-
-    def call(
-        self,
-        x: tf.Tensor,
-        *,
-        noise: Noise | None = None,
-        training: bool = False,
-        update_statistics: bool = True,
-    ) -> tf.Tensor:
-        """Codes `[b, inputs]` -> `[b, *shape]`; nothing is drawn and nothing differs in training."""
-        for layer in [*self.hidden, self.dense]:
-            x = layer(x)
-        return tf.reshape(x, [-1, *self.image_shape])
-
-
 def leaky_relu(x: tf.Tensor) -> tf.Tensor:
     """LeakyReLU of slope 0.2, `[b, …]`.
 
@@ -291,24 +221,6 @@ def leaky_relu(x: tf.Tensor) -> tf.Tensor:
     gradient reads, and logs "remapper failed" (TensorFlow 2.21). As fast as without; `tf.maximum(x, 0.2 * x)` is slower.
     """
     return tf.reshape(tf.nn.leaky_relu(tf.reshape(x, [-1]), 0.2), [-1, *x.shape[1:]])
-
-
-def _dense(
-    units: int, noise: Noise, name: str, activation: str | None = None, use_bias: bool = True
-) -> keras.layers.Dense:
-    return keras.layers.Dense(
-        units,
-        activation=activation,
-        use_bias=use_bias,
-        kernel_initializer=VarianceScaling(noise(name)),
-        name=name,
-    )
-
-
-def _hidden(widths: Sequence[int], activation: str, noise: Noise) -> list[keras.layers.Dense]:
-    return [
-        _dense(width, noise, f"hidden_{number}", activation) for number, width in enumerate(widths)
-    ]
 
 
 def _norm(group: int, name: str) -> keras.layers.Layer:
@@ -321,18 +233,3 @@ def _normalise(
     if isinstance(norm, GhostBatchNorm):
         return norm(x, training=training, update_statistics=update_statistics)
     return x
-
-
-def _built(layer: keras.layers.Layer, shape: Sequence[int]) -> tuple[int, ...]:
-    """Builds a layer for examples of this shape and returns the shape of its outputs, both without the batch."""
-    layer.build((None, *shape))
-    return tuple(layer.compute_output_shape((None, *shape)))[1:]
-
-
-def _build_chain(layers: Sequence[keras.layers.Layer], shape: tuple[int, ...]) -> None:
-    for layer in layers:
-        shape = _built(layer, shape)
-
-
-def _flat(x: tf.Tensor) -> tf.Tensor:
-    return tf.reshape(x, [-1, math.prod(x.shape[1:])])

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from models.categorical import draw
 from models.embedding import embed
-from models.layers import Dropout, Normal, Uniform
+from models.initializers import Normal, Uniform
+from models.layers import Dropout
 from models.lstm import LSTM, State
 from models.objective import Batch, Feature, Metrics, Noise, Optimizer, Phase
 

@@ -1,4 +1,4 @@
-"""The layers and initialisers whose numbers must not depend on the number of replicas; all others are Keras' own.
+"""The layers whose numbers must not depend on the number of replicas; all others are Keras' own.
 
 Random numbers come from named noise, so that example i has the same ones on every layout; batch statistics are taken over
 groups of a fixed number of examples.
@@ -12,61 +12,10 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from models.initializers import VarianceScaling
 from models.objective import Noise
 
 LOW_PRECISION = ("float16", "bfloat16")
-
-
-class Normal(keras.initializers.Initializer):
-    """Weights from a normal distribution of mean 0, not truncated.
-
-    Args:
-      noise: one row, under a name that no other weight has: then the weight has the same bits in any order of creation.
-      stddev: standard deviation.
-    """
-
-    def __init__(self, noise: Noise, stddev: float):
-        self.noise = noise
-        self.stddev = stddev
-
-    def __call__(self, shape: Sequence[int], dtype: str | None = None) -> tf.Tensor:
-        return _weight(self.noise.normal(shape) * self.stddev, dtype)
-
-
-class Uniform(keras.initializers.Initializer):
-    """Weights from the uniform distribution on (-limit, limit); `noise` as for `Normal`."""
-
-    def __init__(self, noise: Noise, limit: float):
-        self.noise = noise
-        self.limit = limit
-
-    def __call__(self, shape: Sequence[int], dtype: str | None = None) -> tf.Tensor:
-        return _weight((2 * self.noise.uniform(shape) - 1) * self.limit, dtype)
-
-
-class VarianceScaling(keras.initializers.Initializer):
-    """Normal weights of variance scale / fan, not truncated; `noise` as for `Normal`.
-
-    scale 1 with "fan_avg" is Glorot & Bengio 2010, scale 2 with "fan_in" He et al. 2015. Fans are Keras': the receptive
-    field times the last dimension but one (in) or the last (out).
-    """
-
-    def __init__(self, noise: Noise, scale: float = 1.0, mode: str = "fan_avg"):
-        if mode not in ("fan_in", "fan_out", "fan_avg"):
-            raise ValueError(f'mode is "{mode}": it must be "fan_in", "fan_out" or "fan_avg"')
-        self.noise = noise
-        self.scale = scale
-        self.mode = mode
-
-    def __call__(self, shape: Sequence[int], dtype: str | None = None) -> tf.Tensor:
-        field = math.prod(shape[:-2])
-        fan_in, fan_out = field * shape[-2], field * shape[-1]
-        fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[self.mode]
-        return _weight(self.noise.normal(shape) * math.sqrt(self.scale / fan), dtype)
-
-
-def _weight(rows: tf.Tensor, dtype: str | None) -> tf.Tensor:
-    return rows[0] if dtype is None else tf.cast(rows[0], dtype)
 
 
 class Dropout(keras.layers.Layer):
@@ -107,7 +56,6 @@ class GhostBatchNorm(keras.layers.Layer):
       name: of the layer.
       momentum: the share that the moving averages keep at each call.
       epsilon: added to the variance.
-      center, scale: whether there is a shift (beta), a factor (gamma).
     """
 
     def __init__(
@@ -116,8 +64,6 @@ class GhostBatchNorm(keras.layers.Layer):
         name: str,
         momentum: float = 0.99,
         epsilon: float = 1e-3,
-        center: bool = True,
-        scale: bool = True,
     ):
         super().__init__(name=name)
         if group < 1:
@@ -125,8 +71,6 @@ class GhostBatchNorm(keras.layers.Layer):
         self.group = group
         self.momentum = momentum
         self.epsilon = epsilon
-        self.center = center
-        self.scale = scale
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Parameters and moving averages, `[channels]` each, in the variable dtype: mixed precision leaves them alone."""
@@ -140,8 +84,8 @@ class GhostBatchNorm(keras.layers.Layer):
                 autocast=False,
             )
 
-        self.gamma = weight("gamma", "ones", True) if self.scale else None
-        self.beta = weight("beta", "zeros", True) if self.center else None
+        self.gamma = weight("gamma", "ones", True)
+        self.beta = weight("beta", "zeros", True)
         self.moving_mean = weight("moving_mean", "zeros", False)
         self.moving_variance = weight("moving_variance", "ones", False)
 
@@ -188,9 +132,30 @@ class GhostBatchNorm(keras.layers.Layer):
         self, x: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, dtype: tf.DType
     ) -> tf.Tensor:
         factor = tf.math.rsqrt(tf.cast(variance, x.dtype) + self.epsilon)
-        if self.gamma is not None:
-            factor *= tf.cast(self.gamma, x.dtype)
-        y = (x - tf.cast(mean, x.dtype)) * factor
-        if self.beta is not None:
-            y += tf.cast(self.beta, x.dtype)
+        factor *= tf.cast(self.gamma, x.dtype)
+        y = (x - tf.cast(mean, x.dtype)) * factor + tf.cast(self.beta, x.dtype)
         return tf.cast(y, dtype)
+
+
+def dense(
+    units: int, noise: Noise, name: str, activation: str | None = None, use_bias: bool = True
+) -> keras.layers.Dense:
+    """Keras' dense layer, its weights from the noise of its name."""
+    return keras.layers.Dense(
+        units,
+        activation=activation,
+        use_bias=use_bias,
+        kernel_initializer=VarianceScaling(noise(name)),
+        name=name,
+    )
+
+
+def built(layer: keras.layers.Layer, shape: Sequence[int]) -> tuple[int, ...]:
+    """Builds a layer for examples of this shape and returns the shape of its outputs, both without the batch."""
+    layer.build((None, *shape))
+    return tuple(layer.compute_output_shape((None, *shape)))[1:]
+
+
+def flat(x: tf.Tensor) -> tf.Tensor:
+    """`[b, …]` -> `[b, n]`."""
+    return tf.reshape(x, [-1, math.prod(x.shape[1:])])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from models.layers import Uniform
+from models.initializers import Uniform
 from models.objective import Noise
 
 State = tuple[tf.Tensor, tf.Tensor]

@@ -13,7 +13,8 @@ from models.distributions import (
     gaussian_kl,
     gaussian_log_likelihood,
 )
-from models.image_networks import MLPDecoder, MLPEncoder, NetworkFactory, image_shape
+from models.image_networks import NetworkFactory, image_shape
+from models.mlp import MLPDecoder, MLPEncoder
 from models.objective import Batch, Feature, Metrics, Noise, Optimizer, Phase
 
 SMALLEST_LOG_SCALE = -6.0

@@ -23,13 +23,9 @@ def registry() -> config.Registry:
     from input_pipeline.text import pydoc_topics
     from input_pipeline.transforms import Binarize, Dequantize, Flip, Shift
     from models.gan import GAN
-    from models.image_networks import (
-        ConvolutionalDecoder,
-        ConvolutionalEncoder,
-        MLPDecoder,
-        MLPEncoder,
-    )
+    from models.image_networks import ConvolutionalDecoder, ConvolutionalEncoder
     from models.language_model import LSTMLanguageModel
+    from models.mlp import MLPDecoder, MLPEncoder
     from models.objective import Optimizer
     from models.vae import VAE
     from trainer.experiment import Experiment

@@ -15,10 +15,9 @@ from models.gan_losses import HINGE, NON_SATURATING, WASSERSTEIN, gradient_penal
 from models.image_networks import (
     ConvolutionalDecoder,
     ConvolutionalEncoder,
-    MLPDecoder,
-    MLPEncoder,
     leaky_relu,
 )
+from models.mlp import MLPDecoder, MLPEncoder
 from tests.models.objective_checks import (
     build,
     check_builds_alike_twice,

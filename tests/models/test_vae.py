@@ -18,9 +18,8 @@ from models.distributions import (
 from models.image_networks import (
     ConvolutionalDecoder,
     ConvolutionalEncoder,
-    MLPDecoder,
-    MLPEncoder,
 )
+from models.mlp import MLPDecoder, MLPEncoder
 from models.vae import VAE
 from tests.models.objective_checks import (
     NOISE_DTYPE,

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from input_pipeline.batches import Feature
 from input_pipeline.order import shuffled_ids
-from models.layers import GhostBatchNorm, Normal
+from models.initializers import Normal
+from models.layers import GhostBatchNorm
 from models.objective import Average, Batch, Metrics, Noise, Optimizer, Phase
 from trainer.experiment import Experiment
 from trainer.hardware import Hardware
