@@ -23,7 +23,7 @@ import safetensors.numpy
 
 from trainer import durable
 from trainer.exits import CannotCreate, ConfigError, DataProblem, UsageError
-from trainer.workdir import CHECKPOINT
+from trainer.workdir import checkpoint_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +97,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are, ascending."""
-        if not self.directory.is_dir():
-            return []
-        matches = (CHECKPOINT.fullmatch(path.name) for path in self.directory.iterdir())
-        return sorted(int(match[1]) for match in matches if match)
+        return checkpoint_steps(self.directory)
 
     def path(self, step: int) -> pathlib.Path:
         return self.directory / f"step-{step:08d}.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -167,11 +168,10 @@ def connect(hardware: Hardware) -> Cluster:
 def _local_devices(hardware: Hardware) -> list[str]:
     if hardware.virtual_devices:
         cpu = tf.config.list_physical_devices("CPU")[0]
-        try:
+        # Refused once devices are in use, as by a second trainer in a process; what there is then is counted below.
+        with contextlib.suppress(RuntimeError):
             configuration = [tf.config.LogicalDeviceConfiguration()] * hardware.virtual_devices
             tf.config.set_logical_device_configuration(cpu, configuration)
-        except RuntimeError:  # devices are in use; enough of them is good enough
-            pass
         count = len(tf.config.list_logical_devices("CPU"))
         if count < hardware.virtual_devices:
             raise UsageError(

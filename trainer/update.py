@@ -202,7 +202,8 @@ class Update:
         )
 
     def _rule_for(self, variable: keras.Variable) -> Callable:
-        # Muon moves some weights by Adam, which has a decay of its own.
+        # The two questions that Keras' own apply() asks of a rule, which has no public name for them: which weights are
+        # left out of decay, and which of them Muon moves by Adam, with a decay of its own.
         by_adam = isinstance(self.rule, keras.optimizers.Muon)
         by_adam = by_adam and self.rule._should_use_adamw(variable)
         decay = self.rule.adam_weight_decay if by_adam else self.rule.weight_decay

@@ -41,10 +41,18 @@ def prepare(workdir: Path) -> None:
         ) from None
 
 
+def checkpoint_steps(directory: Path) -> list[int]:
+    """Steps of the checkpoints in a directory, ascending; files that a kill left unfinished do not count."""
+    if not directory.is_dir():
+        return []
+    # Not glob, which takes a directory that may not be read for an empty one.
+    found = (CHECKPOINT.fullmatch(path.name) for path in directory.iterdir())
+    return sorted(int(match[1]) for match in found if match)
+
+
 def steps_trained(workdir: Path) -> int:
-    """The step of the last checkpoint, 0 if there is none; files that a kill left unfinished do not count."""
-    found = (CHECKPOINT.fullmatch(path.name) for path in workdir.glob("checkpoints/*"))
-    return max((int(match[1]) for match in found if match), default=0)
+    """The step of the last checkpoint of a run, 0 if there is none."""
+    return max(checkpoint_steps(workdir / "checkpoints"), default=0)
 
 
 def holds_run(workdir: Path) -> bool:

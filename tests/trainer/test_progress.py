@@ -115,14 +115,18 @@ def test_a_dumb_terminal_gets_plain_lines(clock, terminal, monkeypatch):
 
 
 def test_a_stream_that_is_gone_ends_no_training(clock):
+    attempts = []
+
     class Gone(io.StringIO):
         def write(self, text):
+            attempts.append(text)
             raise BrokenPipeError
 
     with progress.Progress(3000, 0, Gone(), clock) as shown:
         shown.update(10, 1.0)
         shown.report(10, GAN, 1.0, 1.0)
         shown.note("hello")
+    assert attempts
 
 
 @pytest.mark.parametrize(
