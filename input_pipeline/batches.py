@@ -137,7 +137,8 @@ class Batches:
                 parts.append(_apply(self.transforms, batch, noise))
             return tf.nest.map_structure(lambda *part: tf.stack(part), *parts)
 
-        indices = tf.data.Dataset.range(step * worker.count, tf.int64.max)
+        # Without end, which tf.distribute sees: it would ask each worker before each step whether its data go on.
+        indices = tf.data.Dataset.counter(step * worker.count)
         return _pipeline(indices.map(read, num_parallel_calls=tf.data.AUTOTUNE), worker)
 
     def evaluation(self, worker: Slice, *, batch: int) -> tf.data.Dataset:

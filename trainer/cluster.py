@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
@@ -80,10 +80,27 @@ class Cluster:
     def replicas(self) -> int:
         return self.strategy.num_replicas_in_sync
 
-    def slice(self, context: tf.distribute.InputContext) -> Slice:
-        """The part of each global batch that one input pipeline feeds."""
-        count = self.replicas // context.num_input_pipelines
-        return Slice(self.replicas, context.input_pipeline_id * count, count)
+    @property
+    def device_type(self) -> str:
+        """Of the replicas: "CPU", "GPU" or "TPU"."""
+        devices = self.strategy.extended.worker_devices
+        return tf.DeviceSpec.from_string(devices[0]).device_type if devices else "CPU"
+
+    def iterate(self, dataset: Callable[[Slice], tf.data.Dataset]) -> Iterator:
+        """Iterates over the elements of all replicas at once, each on its own device, as `strategy.run` takes them.
+
+        Args:
+          dataset: makes the data set of one worker's slice of each global batch: an element for each replica of it in turn.
+        """
+        if isinstance(self.strategy, tf.distribute.OneDeviceStrategy) and self.device_type == "CPU":
+            # It is there already; the strategy's iterator would hand it on through threads, at 3 % of a step of 12 ms.
+            return iter(dataset(Slice()))
+
+        def worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            count = self.replicas // context.num_input_pipelines
+            return dataset(Slice(self.replicas, context.input_pipeline_id * count, count))
+
+        return iter(self.strategy.distribute_datasets_from_function(worker))
 
     def any_worker(self, flag: bool) -> bool:
         """Whether the flag is set on any worker: the same answer on all, which must all ask."""
@@ -124,11 +141,9 @@ class Cluster:
 
     def describe(self) -> str:
         """One line for people."""
-        devices = self.strategy.extended.worker_devices
-        kind = tf.DeviceSpec.from_string(devices[0]).device_type if devices else "CPU"
         name = type(self.strategy).__name__.replace("V2", "").replace("V1", "")
         workers = f" on {self.workers} workers" if self.workers > 1 else ""
-        return f"{name}, {self.replicas} × {kind}{workers}, XLA {'on' if self.xla else 'off'}"
+        return f"{name}, {self.replicas} × {self.device_type}{workers}, XLA {'on' if self.xla else 'off'}"
 
 
 def connect(hardware: Hardware) -> Cluster:

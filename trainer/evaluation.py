@@ -39,12 +39,8 @@ class Evaluation:
 
     def __call__(self) -> dict[str, float]:
         """name -> mean over the examples."""
-
-        def worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            return self._batches.evaluation(self._cluster.slice(context), batch=self._batch)
-
         # A new iterator each time: one kept open for ever holds threads, of which two cores have few.
-        data = iter(self._cluster.strategy.distribute_datasets_from_function(worker))
+        data = self._cluster.iterate(lambda part: self._batches.evaluation(part, batch=self._batch))
         *sums, count = self._pass(data).numpy().tolist()
         return {name: total / count for name, total in zip(self._names, sums, strict=True)}
 

@@ -110,7 +110,7 @@ class Step:
             for number in range(update.phase.updates):
                 read += update.phase.reads
                 examples = {name: x[read] for name, x in batch.items()}
-                scale = tf.ones([]) if update.scale is None else update.scale[0]
+                scale = None if update.scale is None else update.scale[0]
                 sums = gradients(examples, first, step, tf.constant(number, tf.int64), scale)
                 # One collective for all; TensorFlow packs it.
                 sums = context.all_reduce("SUM", sums)
@@ -130,7 +130,7 @@ class Step:
         first: tf.Tensor,
         step: tf.Tensor,
         update: tf.Tensor,
-        scale: tf.Tensor,
+        scale: tf.Tensor | None,
     ) -> Sums:
         """This replica's part of the sums over the global batch: gradients, metrics (÷ global batch), statistics (mean)."""
         size, count = self._layout.microbatch, self._layout.accumulation
@@ -145,7 +145,7 @@ class Step:
                     tape.watch(variable.value)
                 loss, values = phase.loss(self.cast(examples), noise, step)
                 total = tf.reduce_sum(tf.cast(loss, noise.dtype)) / self._layout.global_batch
-                scaled = total * tf.cast(scale, total.dtype)
+                scaled = total if scale is None else total * tf.cast(scale, total.dtype)
             gradients = tape.gradient(scaled, [variable.value for variable in phase.variables])
             _all_connected(phase, gradients)
             # Embedding gradients are made dense where XLA can fuse it; sparse ones cannot be reduced (TRAPS 9).
@@ -263,10 +263,8 @@ def _all_connected(phase: Phase, gradients: Sequence[tf.Tensor | None]) -> None:
             )
 
 
-def _unscaled(sums: Sums, scale: tf.Tensor, replicas: int) -> Sums:
+def _unscaled(sums: Sums, scale: tf.Tensor | None, replicas: int) -> Sums:
     gradients, metrics, statistics = sums
-    return (
-        [g / tf.cast(scale, g.dtype) for g in gradients],
-        metrics,
-        [s / replicas for s in statistics],
-    )
+    if scale is not None:
+        gradients = [g / tf.cast(scale, g.dtype) for g in gradients]
+    return gradients, metrics, [s / replicas for s in statistics]

@@ -326,13 +326,9 @@ class Trainer:
 
     def data(self, step: int) -> Iterator:
         """The examples of each replica from a step on, as `Step` takes them."""
-
-        def worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            return self.batches.training(
-                self.cluster.slice(context), step=step, updates=self.step.reads
-            )
-
-        return iter(self.strategy.distribute_datasets_from_function(worker))
+        return self.cluster.iterate(
+            lambda part: self.batches.training(part, step=step, updates=self.step.reads)
+        )
 
     @functools.cached_property
     def _run_steps(self) -> Callable:

@@ -124,15 +124,12 @@ def test_kills_during_a_save_change_no_bit(moment, nursery, undisturbed, tmp_pat
 def test_the_best_checkpoint_survives_a_kill_between_saving_and_naming_it(nursery, tmp_path):
     """Saving names it: whatever the newest checkpoint names as the best is there after a kill at any moment of a save."""
     from trainer.checkpoint import read
-    from trainer.workdir import CHECKPOINT
+    from trainer.workdir import checkpoint_steps
 
     workdir = tmp_path / "run"
     for moment, call in (("after_rename", 2), ("before_prune", 2)):
         assert nursery.run("vae", ONE, workdir, die=[moment, call]) == -9, _log(workdir)
-        steps = sorted(
-            int(CHECKPOINT.fullmatch(path.name)[1])
-            for path in (workdir / "checkpoints").glob("step-*")
-        )
+        steps = checkpoint_steps(workdir / "checkpoints")
         newest = read(workdir / "checkpoints" / f"step-{steps[-1]:08d}.safetensors")
         rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         values = {

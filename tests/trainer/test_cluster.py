@@ -360,9 +360,24 @@ def test_gpus_are_made_repeatable_and_xla_is_on(gang, monkeypatch):
         (4, 3, Slice(4, 3, 1)),
     ],
 )
-def test_each_input_pipeline_feeds_its_replicas(pipelines, number, part):
+def test_each_input_pipeline_feeds_its_replicas(pipelines, number, part, monkeypatch):
     context = tf.distribute.InputContext(pipelines, number, num_replicas_in_sync=4)
-    assert connect(Hardware(replicas=4)).slice(context) == part
+    cluster, asked = connect(Hardware(replicas=4)), []
+    distribute = "distribute_datasets_from_function"
+    monkeypatch.setattr(cluster.strategy, distribute, lambda worker: [worker(context)])
+    cluster.iterate(asked.append)
+    assert asked == [part]
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_each_replica_gets_its_element(replicas):
+    cluster = connect(Hardware(replicas=replicas))
+    data = cluster.iterate(lambda part: tf.data.Dataset.range(8).batch(2))
+    for step in range(2):
+        found = cluster.strategy.experimental_local_results(next(data))
+        first = 2 * replicas * step
+        rows = [[first + 2 * r, first + 2 * r + 1] for r in range(replicas)]
+        assert [x.numpy().tolist() for x in found] == rows
 
 
 def test_workers_agree():
