@@ -28,10 +28,9 @@ from trainer.metrics import MetricWriter, NullWriter
 from trainer.precision import PRECISIONS
 from trainer.preemption import stop_signal
 from trainer.progress import Progress
+from trainer.sampling import Sampling
 from trainer.step import Step
 from trainer.timing import StepTimes
-
-SAMPLE_CHUNK = 256
 
 
 class Outcome(enum.Enum):
@@ -89,6 +88,7 @@ class Trainer:
         self.evaluation = Evaluation(
             self.objective, self.batches, self.step, self.cluster, self.layout
         )
+        self._sampling = Sampling(self.objective, experiment.source, self.precision)
         self._check_best_metric()
         directory = (self.workdir or pathlib.Path()) / "checkpoints"
         self.checkpoints = checkpoint.Checkpoints(directory, experiment.keep_checkpoints)
@@ -344,23 +344,7 @@ class Trainer:
 
     def sample(self, count: int, seed: int | None = None) -> Any:
         """`count` decoded samples from the weights as they stand; sample i depends on the seed and i alone."""
-        seed = self.experiment.seed if seed is None else seed
-        chunks = [
-            (first, min(SAMPLE_CHUNK, count - first)) for first in range(0, count, SAMPLE_CHUNK)
-        ]
-        parts = [
-            self._draw(seed, rows, tf.constant(first, tf.int64)).numpy() for first, rows in chunks
-        ]
-        return self.experiment.source.decode(np.concatenate(parts))
-
-    @functools.cached_property
-    def _draw(self) -> Callable:
-        def draw(seed: int, rows: int, first: tf.Tensor) -> tf.Tensor:
-            return self.objective.sample(
-                Noise(seed, "sample", rows=rows, first=first, dtype=self.precision.loss_dtype)
-            )
-
-        return tf.function(draw, autograph=False)
+        return self._sampling(count, self.experiment.seed if seed is None else seed)
 
     def describe(self) -> str:
         """Model sizes, cluster, batch arithmetic and the seconds to a first compiled step, which is run on real data."""

@@ -515,29 +515,6 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_later(tmp_path, monkeypatch, un
 # ---------------------------------------------------------------------- samples
 
 
-def test_sample_i_depends_on_the_seed_and_i_alone():
-    trainer = quiet(regression(), ONE)
-    trainer.train()
-    nine = trainer.sample(9)
-    assert nine.shape == (9, 4)
-    assert len(np.unique(nine)) == 36
-    np.testing.assert_array_equal(trainer.sample(5), nine[:5])
-    np.testing.assert_array_equal(trainer.sample(9, seed=5), nine)
-    assert not np.isin(trainer.sample(9, seed=6), nine).any()
-    # The network's weights, in NumPy, on the noise that came with the sample.
-    weights = trainer.snapshot().arrays
-    expected = nine[:, :3] @ weights["average/kernel"] + weights["average/bias"]
-    np.testing.assert_allclose(nine[:, 3:], expected, rtol=1e-14)
-
-
-def test_many_samples_are_drawn_in_parts(monkeypatch):
-    trainer = quiet(regression(), TWO)
-    whole = trainer.sample(11)
-    monkeypatch.setattr("trainer.trainer.SAMPLE_CHUNK", 4)
-    np.testing.assert_array_equal(trainer.sample(11), whole)
-    np.testing.assert_array_equal(trainer.sample(4), whole[:4])
-
-
 def test_samples_are_of_the_weights_as_they_stand(tmp_path, monkeypatch):
     """Drawn every 5 steps and at the end, by the same noise: only the weights, 1 - step, differ."""
     seen = {}
