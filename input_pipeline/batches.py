@@ -7,7 +7,7 @@ asks for the data from step s.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import tensorflow as tf
@@ -48,7 +48,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
-        """The examples of `ids` (int64 `[n]`): name -> `[n, *shape]`. Traced into a tf.data function."""
+        """The examples of `ids` (int64 `[n]`): name -> `[n, *shape]`. Traced into a tf.data function, without autograph."""
 
     def decode(self, samples: Any) -> Any:
         """What a person reads: uint8 pictures `[n, height, width, 1 or 3]`, or a list of n texts."""
@@ -139,7 +139,7 @@ class Batches:
 
         # Without end, which tf.distribute sees: it would ask each worker before each step whether its data go on.
         indices = tf.data.Dataset.counter(step * worker.count)
-        return _pipeline(indices.map(read, num_parallel_calls=tf.data.AUTOTUNE), worker)
+        return _pipeline(indices, read, worker)
 
     def evaluation(self, worker: Slice, *, batch: int) -> tf.data.Dataset:
         """The worker's part of one pass over the validation examples, in order of their ids.
@@ -165,7 +165,7 @@ class Batches:
             return _apply(self.validation_transforms, examples, noise), ids
 
         indices = tf.data.Dataset.range(steps * worker.count)
-        return _pipeline(indices.map(read, num_parallel_calls=tf.data.AUTOTUNE), worker)
+        return _pipeline(indices, read, worker)
 
 
 def _apply(
@@ -176,9 +176,12 @@ def _apply(
     return batch
 
 
-def _pipeline(dataset: tf.data.Dataset, worker: Slice) -> tf.data.Dataset:
+def _pipeline(indices: tf.data.Dataset, read: Callable, worker: Slice) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
     # Ids are sharded here, by replica; sharding by file starves workers (TRAPS 20).
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    # Nothing in it needs autograph, which takes a second to rewrite it at each start.
+    read = tf.autograph.experimental.do_not_convert(read)
+    dataset = indices.map(read, num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.with_options(options).prefetch(2 * worker.count)
