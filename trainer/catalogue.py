@@ -19,6 +19,8 @@ def registry() -> config.Registry:
     import keras
 
     from input_pipeline.digits import Digits
+    from input_pipeline.image_folder import ImageFolder
+    from input_pipeline.images import idx_images, numpy_images
     from input_pipeline.split import Split
     from input_pipeline.text import pydoc_topics
     from input_pipeline.transforms import Binarize, Dequantize, Flip, Shift
@@ -42,7 +44,8 @@ def registry() -> config.Registry:
 
     names = config.Registry()
     transforms = (Binarize, Dequantize, Flip, Shift)
-    for plain in (Experiment, Optimizer, Digits, pydoc_topics, Split, *transforms):
+    sources = (Digits, ImageFolder, idx_images, numpy_images, pydoc_topics, Split)
+    for plain in (Experiment, Optimizer, *sources, *transforms):
         names.register(plain)
     for objective in (GAN, VAE, LSTMLanguageModel):
         names.register(objective, given={"element_spec"})

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import math
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from trainer.trainer import Trainer
 
 INTERRUPTED = 130  # as shells report SIGINT
+FROM_TF_DATA = re.compile(r"\bDataError: (.+)\nTraceback ")
 
 
 def run() -> None:
@@ -239,9 +241,12 @@ def _stoppable() -> Iterator[None]:
 def _data_problems() -> Iterator[None]:
     try:
         yield
-    except ValueError as error:
+    except Exception as error:
         if _is_data_error(error):
             raise DataProblem(one_line(error)) from error
+        # One that a source raised in tf.data's threads comes as TensorFlow's, with the traceback in its message.
+        if said := FROM_TF_DATA.search(str(error)):
+            raise DataProblem(said[1]) from error
         raise
 
 

@@ -155,3 +155,45 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     assert f"going on from step {step}\n" in said
     assert out.splitlines()[0] == f"samples:    {folder}/samples/step-{step + 5:08d}.png"
     assert json.loads((folder / "DONE").read_text()) == {"steps": step + 5}
+
+
+# ---------------------------------------------------------------------- a user's own pictures
+
+
+def test_a_folder_of_pictures_trains_until_one_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """What was saved before stays, and the run goes on once the picture is mended."""
+    for number in range(6):
+        grey = np.full((8, 8), 40 * number, np.uint8)
+        Image.fromarray(grey).save(tmp_path / f"{number}.png")
+    folder, whole = tmp_path / "run", (tmp_path / "3.png").read_bytes()
+    config = tmp_path / "pictures.gin"
+    config.write_text(
+        f"""include 'gan/digits.gin'
+Experiment.source = @ImageFolder()
+ImageFolder.folder = '{tmp_path}'
+ImageFolder.channels = 1
+Experiment.global_batch = 2
+Experiment.checkpoint_every = 1
+Experiment.samples = 4
+ConvolutionalDecoder.width = 4
+ConvolutionalEncoder.width = 4
+ConvolutionalDecoder.group = 2
+ConvolutionalEncoder.group = 2
+"""
+    )
+    command = ["train", str(config), f"--workdir={folder}", "--strategy=one_device"]
+    assert main.main([*command, "--gin_param=STEPS=2"]) == 0
+    (tmp_path / "3.png").write_bytes(whole[:40])
+    capsys.readouterr()
+    assert main.main([*command, "--gin_param=Experiment.steps=9", "--gin_param=STEPS=2"]) == 65
+    said = capsys.readouterr().err
+    assert said.endswith(
+        f"lockstep: {tmp_path}/3.png cannot be read (it is no picture, or damaged): mend or remove it\n"
+    )
+    assert "Traceback" not in said
+    assert (folder / "checkpoints/step-00000002.safetensors").is_file()
+    (tmp_path / "3.png").write_bytes(whole)
+    assert main.main([*command, "--gin_param=Experiment.steps=9", "--gin_param=STEPS=2"]) == 0
+    assert json.loads((folder / "DONE").read_text()) == {"steps": 9}

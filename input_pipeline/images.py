@@ -1,0 +1,182 @@
+"""Pictures of one size in memory, with labels or without, and the array files they are read from."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import pathlib
+import struct
+import zipfile
+import zlib
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from input_pipeline.arrays import Arrays
+from input_pipeline.batches import DataError, ElementSpec, Feature
+
+IDX_DTYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+
+
+class Images:
+    """Pictures in memory.
+
+    Features: "image", float32 `[height, width, channels]` in [0, 1], and with labels "label", int32.
+
+    Args:
+      images: grey levels from 0, uint8 `[n, height, width]` or `[n, height, width, channels]`.
+      labels: integers from 0, `[n]`, or None.
+      levels: how many grey levels there are: level k is k / (levels - 1) in [0, 1].
+      classes: how many classes there are; None for the largest label and one.
+
+    Raises:
+      DataError: if images or labels are of another form.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | None = None,
+        levels: int = 256,
+        classes: int | None = None,
+    ) -> None:
+        if images.ndim == 3:
+            images = images[..., np.newaxis]
+        if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
+            raise DataError(
+                f"the images are {images.dtype} {list(images.shape)}: they must be bytes (uint8) "
+                "[n, height, width] or [n, height, width, channels], at least one"
+            )
+        self._levels = levels
+        self.element_spec: ElementSpec = {"image": Feature(images.shape[1:], "float32")}
+        arrays = {"image": images}
+        if labels is not None:
+            if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0:
+                raise DataError(
+                    f"the labels are {labels.dtype} {list(labels.shape)} for {len(images)} images: "
+                    "there must be one integer from 0 on for each"
+                )
+            classes = int(labels.max()) + 1 if classes is None else classes
+            self.element_spec["label"] = Feature((), "int32", cardinality=classes)
+            arrays["label"] = labels.astype(np.int32)
+        self._arrays = Arrays(arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def read(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The examples of `ids` (int64 `[n]`)."""
+        batch = self._arrays.read(ids)
+        return {**batch, "image": tf.cast(batch["image"], tf.float32) / (self._levels - 1)}
+
+    def decode(self, samples: Any) -> np.ndarray:
+        """Pictures, uint8 `[n, height, width, channels]`, of floats in [0, 1], cut off at both ends."""
+        return pictures(samples)
+
+
+def idx_images(images: str, labels: str | None = None) -> Images:
+    """Images of files in the idx format of MNIST (LeCun, Cortes & Burges 1998), compressed with gzip or not.
+
+    Args:
+      images: path of a file of bytes `[n, height, width]`.
+      labels: path of a file of bytes `[n]`.
+
+    Raises:
+      DataError: if a file is missing, not of this format, or shorter than it says.
+    """
+    return _images(read_idx(images), None if labels is None else read_idx(labels), images)
+
+
+def numpy_images(images: str, labels: str | None = None) -> Images:
+    """Images of NumPy files: `file.npy`, or `file.npz:name` for an array of several.
+
+    Args:
+      images: where uint8 `[n, height, width]` or `[n, height, width, channels]` is.
+      labels: where integers `[n]` are.
+
+    Raises:
+      DataError: if a file or array is missing or damaged.
+    """
+    return _images(read_numpy(images), None if labels is None else read_numpy(labels), images)
+
+
+def _images(images: np.ndarray, labels: np.ndarray | None, where: str) -> Images:
+    try:
+        return Images(images, labels)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def read_idx(path: str) -> np.ndarray:
+    """The array of an idx file.
+
+    Raises:
+      DataError: as `idx_images` does.
+    """
+    data = _bytes(path)
+    magic = data[:4]
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_DTYPES or not magic[3]:
+        raise DataError(
+            f"{path} is no idx file (it begins with {magic.hex() or 'nothing'}, not with 0000, a type and the number of "
+            "dimensions): name one such as train-images-idx3-ubyte.gz"
+        )
+    dtype, start = np.dtype(IDX_DTYPES[magic[2]]), 4 + 4 * magic[3]
+    shape = struct.unpack(f">{magic[3]}I", data[4:start].ljust(start - 4, b"\0"))
+    expected = start + math.prod(shape) * dtype.itemsize
+    if len(data) != expected:
+        raise DataError(
+            f"{path} has {len(data):,} bytes, and {expected:,} by its header for {list(shape)}: it was cut off or "
+            "altered, fetch it again"
+        )
+    return np.frombuffer(data, dtype, offset=start).reshape(shape)
+
+
+def _bytes(path: str) -> bytes:
+    try:
+        data = pathlib.Path(path).read_bytes()
+        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except OSError as error:
+        reason = error.strerror or "it is damaged"
+        raise DataError(
+            f"{path} cannot be read ({reason}): check the path, or fetch it again"
+        ) from None
+    except (EOFError, zlib.error):
+        raise DataError(f"{path} was cut off or altered: fetch it again") from None
+
+
+def read_numpy(where: str) -> np.ndarray:
+    """The array of `file.npy` or `file.npz:name`; the name may be left out of a file with one array.
+
+    Raises:
+      DataError: as `numpy_images` does.
+    """
+    path, _, name = where.partition(".npz:")
+    path = f"{path}.npz" if name else path
+    try:
+        # Objects would run code of the file.
+        loaded = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path} is not there: check the path") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        raise DataError(
+            f"{path} is no NumPy file, or is damaged: write it with numpy.save"
+        ) from None
+    if isinstance(loaded, np.ndarray):
+        return loaded
+    with loaded:
+        if not name and len(loaded.files) == 1:
+            name = loaded.files[0]
+        if name not in loaded.files:
+            raise DataError(
+                f"{path} has the arrays {', '.join(loaded.files)}: name one, such as {path}:{loaded.files[0]}"
+            )
+        try:
+            return loaded[name]
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+            raise DataError(f"{name} in {path} is damaged: write it again") from None
+
+
+def pictures(samples: Any) -> np.ndarray:
+    """uint8 of the same shape, of floats in [0, 1], cut off at both ends."""
+    return np.rint(np.clip(np.asarray(samples, np.float64), 0, 1) * 255).astype(np.uint8)
