@@ -20,6 +20,7 @@ PHILOX = 1
 # computed by other instructions than its body (TRAPS 9e).
 ROW_MULTIPLE = 16
 UPDATES_PER_STEP = 1 << 16
+KEY_STEP = 0x1E3779B97F4A7C15
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +35,7 @@ class Noise:
       step: training step, int or scalar int64 tensor, and `update`, that of the phase within the step (< 65536).
       dtype: of the floats: float32, or float64 for proofs.
       drawn: paths already drawn from, shared with children: a second draw from one would repeat its numbers.
+      number: of the stream among those of its name, int or scalar int64 tensor.
     """
 
     seed: int
@@ -44,10 +46,15 @@ class Noise:
     update: int | tf.Tensor = 0
     dtype: tf.DType = tf.float32
     drawn: set[str] = dataclasses.field(default_factory=set, repr=False)
+    number: int | tf.Tensor = 0
 
     def __call__(self, name: str) -> Noise:
         """The child stream `name`, independent of its siblings and its parent."""
         return dataclasses.replace(self, name=f"{self.name}/{name}")
+
+    def numbered(self, number: int | tf.Tensor) -> Noise:
+        """The stream of that number, independent of the others: for loops, where a name cannot count. 0 is this one."""
+        return dataclasses.replace(self, number=number)
 
     def bits(self, shape: Sequence[int] = ()) -> tf.Tensor:
         """Uniform bits, uint32 `[rows, *shape]`, the same with XLA and without.
@@ -77,9 +84,12 @@ class Noise:
         digest = hashlib.blake2b(f"{self.seed}:{self.name}".encode(), digest_size=8).digest()
         time = tf.cast(self.step, tf.int64) * UPDATES_PER_STEP + tf.cast(self.update, tf.int64)
         counter = tf.stack([tf.cast(self.first, tf.int64) * (padded // 4), time])
+        # Streams of other numbers have other keys, an odd step apart. In int64: grappler folds uint64 wrongly.
+        key = tf.constant(int.from_bytes(digest, "little", signed=True), tf.int64)
+        key += tf.cast(self.number, tf.int64) * KEY_STEP
         return tf.raw_ops.StatelessRandomUniformFullIntV2(
             shape=[self.rows, padded],
-            key=tf.constant([int.from_bytes(digest, "little")], tf.uint64),
+            key=tf.bitcast(key[tf.newaxis], tf.uint64),
             counter=tf.cast(counter, tf.uint64),
             dtype=tf.uint32,
             alg=PHILOX,

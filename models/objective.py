@@ -36,6 +36,9 @@ class Noise(Protocol):
     def __call__(self, name: str) -> Noise:
         """A child stream of that name."""
 
+    def numbered(self, number: int | tf.Tensor) -> Noise:
+        """The stream of that number, for loops."""
+
     def uniform(self, shape: Sequence[int] = ()) -> tf.Tensor:
         """`[rows, *shape]` in the open interval (0, 1)."""
 

@@ -15,6 +15,7 @@ from input_pipeline.transforms import Binarize, Dequantize, Shift
 from models.gan import GAN
 from models.image_networks import ConvolutionalDecoder, ConvolutionalEncoder
 from models.language_model import LSTMLanguageModel
+from models.mlp import MLPDecoder, MLPEncoder
 from models.objective import Optimizer, Phase
 from models.vae import VAE
 from trainer.experiment import Experiment
@@ -86,6 +87,22 @@ def vae(**fields: object) -> Experiment:
     )
     transforms = {"transforms": (Shift(1), Binarize())}
     return _experiment(objective, Digits(), "negative_elbo", **(transforms | fields))
+
+
+def iwae(**fields: object) -> Experiment:
+    """MLPs on the doubly reparameterised importance-weighted bound, likelihoods of held-out examples by many samples."""
+    objective = functools.partial(
+        VAE,
+        encoder=functools.partial(MLPEncoder, widths=(12,)),
+        decoder=functools.partial(MLPDecoder, widths=(12,)),
+        latent=4,
+        bound="dreg",
+        samples=3,
+        evaluation_samples=20,
+        evaluation_chunk=10,
+    )
+    fields = {"transforms": (Binarize(),), "evaluate_every": 10} | fields
+    return _experiment(objective, Digits(), "negative_log_likelihood", **fields)
 
 
 def lstm(**fields: object) -> Experiment:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.contract.families import FAMILIES, dcgan, fingerprint
+from tests.contract.families import FAMILIES, dcgan, fingerprint, iwae
 from tests.contract.runs import ONE, Run, assert_close, assert_equal, train
 from trainer.hardware import Hardware
 
@@ -80,6 +80,14 @@ def test_batch_norm_in_a_discriminator_is_the_same(tmp_path):
     assert names
     for name in names:
         assert abs(one.weights[name] - one.initial[name]).max() > 0.01, name
+
+
+def test_several_samples_an_example_are_the_same(tmp_path):
+    """Of importance weighting in training, and in evaluation in chunks of many more."""
+    one = train(iwae(steps=20), ONE, tmp_path / "one")
+    two = train(iwae(steps=20), LAYOUTS["replicas2_accumulation2"], tmp_path / "two")
+    assert_close(two, one, losses=1e-9, weights=1e-8)
+    assert "eval/negative_log_likelihood" in one.rows[-1][2]
 
 
 def test_ids_noise_and_augmentation_are_equal_to_the_bit(tmp_path):

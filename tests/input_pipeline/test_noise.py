@@ -188,3 +188,22 @@ def test_a_second_draw_by_another_path_to_the_same_name_is_an_error():
 
 def test_an_empty_shape_of_numbers():
     assert Noise(0, "a", rows=3).uniform([0]).shape == (3, 0)
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["plain", "xla"])
+def test_numbered_streams_are_independent(jit):
+    """As numbers of a loop, that is as tensors; 0 is the stream itself."""
+
+    def stream():
+        return Noise(3, "numbered", rows=4, first=8)
+
+    @tf.function(jit_compile=jit)
+    def draw(number):
+        return stream().numbered(number).bits([6])
+
+    drawn = [draw(tf.constant(n, tf.int64)).numpy() for n in range(50)]
+    np.testing.assert_array_equal(drawn[0], stream().bits([6]))
+    np.testing.assert_array_equal(drawn[7], stream().numbered(7).bits([6]))
+    assert len(np.unique(drawn)) == 50 * 4 * 6
+    uniform = np.stack([stream().numbered(n).uniform([500]) for n in range(2)]).reshape(2, -1)
+    assert abs(np.corrcoef(uniform)[0, 1]) < 5 / np.sqrt(2000)

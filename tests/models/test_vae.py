@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 import scipy.integrate
+import scipy.special
 import scipy.stats
 import tensorflow as tf
 
@@ -147,6 +148,128 @@ def test_elbo_against_numpy_and_scipy(arguments):
     assert samples.numpy().min() >= 0 and samples.numpy().max() <= 1
 
 
+def reference(vae, x, epsilon):
+    """Of a Bernoulli VAE of one hidden layer, in float64: a function of weights and noise `[b, k, latent]` that gives
+    log w_k `[b, k]`, from SciPy's densities."""
+    weights = {path: v.numpy() for path, v in variables(vae).items()}
+
+    def network(name, x):
+        hidden = np.tanh(x @ weights[f"{name}/hidden_0/kernel"] + weights[f"{name}/hidden_0/bias"])
+        return hidden @ weights[f"{name}/dense/kernel"] + weights[f"{name}/dense/bias"]
+
+    x = x.reshape(len(x), 1, -1)
+    mean, log_variance = np.split(network("encoder", x), 2, axis=2)
+    deviation = np.exp(log_variance / 2)
+    z = mean + deviation * epsilon
+    means = 1 / (1 + np.exp(-network("decoder", z)))
+    likelihood = (x * np.log(means) + (1 - x) * np.log(1 - means)).sum(2)
+    prior = scipy.stats.norm().logpdf(z).sum(2)
+    return likelihood + prior - scipy.stats.norm(mean, deviation).logpdf(z).sum(2)
+
+
+def log_mean_exp(log_weights):
+    return scipy.special.logsumexp(log_weights, axis=1) - np.log(log_weights.shape[1])
+
+
+@pytest.mark.parametrize("bound", ["iwae", "dreg"])
+def test_importance_weighted_bound_against_scipy(bound):
+    vae = build(lambda: mlp(bound=bound, samples=4), "float64")
+    batch = images(tf.float64)
+    epsilon = Noise(1, "elbo/posterior", rows=ROWS, step=3, dtype=tf.float64).normal([4, 3])
+    loss, metrics, _, _ = run_phase(vae, vae.phases[0], batch, tf.float64)
+    expected = log_mean_exp(reference(vae, batch["image"].numpy(), epsilon.numpy()))
+    np.testing.assert_allclose(loss, -expected, rtol=1e-11)
+    assert metrics == {}
+
+
+def test_doubly_reparameterised_gradient():
+    """The decoder's is that of the bound; the encoder's Σ s_k² ∂log w_k/∂z · ∂z/∂φ with shares s (Tucker et al. 2019, eq. 8)."""
+    made = {b: build(lambda b=b: mlp(bound=b, samples=4), "float64") for b in ("iwae", "dreg")}
+    batch = images(tf.float64)
+    found = {}
+    for bound, vae in made.items():
+        _, _, gradients, _ = run_phase(vae, vae.phases[0], batch, tf.float64)
+        found[bound] = dict(zip((v.path for v in vae.phases[0].variables), gradients, strict=True))
+    vae, x = made["dreg"], batch["image"]
+    epsilon = Noise(1, "elbo/posterior", rows=ROWS, step=3, dtype=tf.float64).normal([4, 3])
+    encoder = [v.value for v in vae.encoder.trainable_variables]
+    with tf.GradientTape(persistent=True) as tape:
+        mean, log_variance = tf.split(vae.encoder(x), 2, 1)
+        z = mean[:, tf.newaxis] + tf.exp(log_variance[:, tf.newaxis] / 2) * epsilon
+        log_weights = vae._log_weights(
+            x,
+            z,
+            tf.stop_gradient(mean),
+            tf.stop_gradient(log_variance),
+            Noise(9, "other", rows=ROWS, dtype=tf.float64),
+            training=True,
+        )
+    slope = tape.gradient(log_weights, z)
+    shares = tf.nn.softmax(log_weights, 1)
+    expected = tape.gradient(z, encoder, output_gradients=-slope * shares[..., tf.newaxis] ** 2)
+    for variable, gradient in zip(vae.encoder.trainable_variables, expected, strict=True):
+        np.testing.assert_allclose(found["dreg"][variable.path], gradient, rtol=1e-9, atol=1e-12)
+        assert not np.allclose(found["iwae"][variable.path], gradient, rtol=1e-3)
+    for variable in vae.decoder.trainable_variables:
+        np.testing.assert_allclose(
+            found["dreg"][variable.path], found["iwae"][variable.path], rtol=1e-9, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["plain", "xla"])
+def test_negative_log_likelihood_in_chunks_against_scipy(jit):
+    vae = build(lambda: mlp(evaluation_samples=12, evaluation_chunk=4), "float64")
+    batch = images(tf.float64)
+
+    @tf.function(jit_compile=jit)
+    def evaluate(batch, first):
+        noise = Noise(5, "evaluate", rows=batch["image"].shape[0], first=first, dtype=tf.float64)
+        return vae.evaluate(batch, noise, tf.constant(0, tf.int64))
+
+    found = evaluate(batch, tf.constant(0, tf.int64))
+    stream = Noise(5, "evaluate/importance/posterior", rows=ROWS, dtype=tf.float64)
+    # Each number is a stream of its own, so the same name may be drawn from once for each.
+    epsilon = [
+        Noise(5, stream.name, rows=ROWS, dtype=tf.float64).numbered(n).normal([4, 3])
+        for n in range(3)
+    ]
+    epsilon = np.concatenate(epsilon, 1)
+    assert len(np.unique(epsilon)) == epsilon.size
+    expected = log_mean_exp(reference(vae, batch["image"].numpy(), epsilon))
+    np.testing.assert_allclose(found["negative_log_likelihood"], -expected, rtol=1e-10)
+    half = evaluate({"image": batch["image"][4:]}, tf.constant(4, tf.int64))
+    for name in found:
+        np.testing.assert_allclose(half[name], found[name][4:], rtol=1e-10)
+    assert np.all(found["negative_log_likelihood"] < found["negative_elbo"] + 3)
+
+
+def test_negative_log_likelihood_is_near_the_integral():
+    """With one latent, log p(x) = log ∫ p(x | z) p(z) dz on a fine grid."""
+    vae = VAE(
+        SPEC,
+        encoder=functools.partial(MLPEncoder, widths=(5,)),
+        decoder=functools.partial(MLPDecoder, widths=(6,)),
+        latent=1,
+        evaluation_samples=20_000,
+        evaluation_chunk=1000,
+    )
+    vae = build(lambda: vae, "float64")
+    batch = images(tf.float64)
+
+    @tf.function
+    def evaluate():
+        noise = Noise(5, "evaluate", rows=ROWS, dtype=tf.float64)
+        return vae.evaluate(batch, noise, tf.constant(0, tf.int64))["negative_log_likelihood"]
+
+    grid = np.linspace(-8, 8, 4001)
+    logits = tf.reshape(vae.decoder(tf.constant(grid[:, np.newaxis])), [1, 4001, 64])
+    x = tf.reshape(batch["image"], [ROWS, 1, 64])
+    likelihood = tf.reduce_sum(x * logits - tf.nn.softplus(logits), 2)
+    joint = likelihood.numpy() + scipy.stats.norm().logpdf(grid)
+    integral = scipy.special.logsumexp(joint, axis=1) + np.log(grid[1] - grid[0])
+    np.testing.assert_allclose(evaluate(), -integral, atol=0.02)
+
+
 def test_kl_warmup_is_linear():
     vae = mlp(beta=2.0, kl_warmup_steps=10)
     weights = [
@@ -203,6 +326,10 @@ def test_parameter_counts_by_hand():
         ({"scale": 0.1}, 'only "gaussian" has one'),
         ({"likelihood": "gaussian", "scale": -1.0}, "must be positive"),
         ({"kl_warmup_steps": -1}, "kl_warmup_steps -1"),
+        ({"bound": "vimco"}, "must be one of elbo, iwae, dreg"),
+        ({"samples": 5}, 'samples is 5 with the bound "elbo"'),
+        ({"bound": "iwae", "beta": 2.0}, "has no KL to weigh"),
+        ({"evaluation_samples": 120}, "the chunk must be at least 1 and divide the samples"),
     ],
 )
 def test_arguments_are_checked(arguments, message):
