@@ -158,9 +158,17 @@ class Checkpoints:
           note: as for `latest`.
 
         Raises:
-          UsageError: if it is not there or damaged.
-          DataProblem: as `latest` does.
+          UsageError: if it is not there.
+          DataProblem: if it is damaged, and as `latest` does.
         """
+        if which not in ("last", "best") and which in map(str, self.steps()):
+            try:
+                return read(self.path(int(which)))
+            except DamagedCheckpoint as error:
+                others = ", ".join(str(step) for step in self.steps() if str(step) != which)
+                raise DataProblem(
+                    f"{error}: {f'choose one of {others}' if others else 'there is no other'}"
+                ) from None
         latest = self.latest(note)
         if which == "last":
             return latest
@@ -170,18 +178,14 @@ class Checkpoints:
         there = ", ".join(map(str, steps))
         if which == "best" and not latest.notes["best"]:
             raise UsageError(
-                f"no best checkpoint in {self.directory}: nothing was evaluated yet by a best_metric; "
+                f"no best checkpoint in {self.directory}: nothing was evaluated by a best_metric; "
                 f"choose last or one of {there}"
             )
-        step = latest.notes["best"]["step"] if which == "best" else which
-        if str(step) not in map(str, steps):
+        if which != "best" or latest.notes["best"]["step"] not in steps:
             raise UsageError(
                 f"no checkpoint {which} in {self.directory}: choose last, best or one of {there}"
             )
-        try:
-            return read(self.path(int(step)))
-        except DamagedCheckpoint as error:
-            raise UsageError(f"{error}: choose another of {there}") from None
+        return self.find(str(latest.notes["best"]["step"]), note)
 
     def _write(self, snapshot: Snapshot, best: int | None) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,13 @@ class Layout:
     def global_batch(self) -> int:
         return self.replicas * self.local_batch
 
+    def describe(self) -> str:
+        """The arithmetic in one line."""
+        return (
+            f"{self.global_batch} examples = {_replicas(self.replicas)} × {self.microbatch} microbatch "
+            f"× {self.accumulation} accumulation"
+        )
+
 
 def batch_layout(global_batch: int, replicas: int, microbatch: int | None) -> Layout:
     """Lays a global batch over replicas.

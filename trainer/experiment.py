@@ -37,7 +37,7 @@ class Experiment:
       steps: of training, in all.
       seed: of everything random: order, transforms, initial weights, noise.
       precision: "float32", "bfloat16" or "float16" (weights and losses in float32), "float64" for proofs.
-      evaluate_every: steps between evaluations on `validation`; 0 for none.
+      evaluate_every: steps between evaluations on `validation`, and one at the end; 0 for none.
       best_metric: name of the evaluation metric by which the best checkpoint is kept, or None.
       best_direction: "min" or "max".
       max_bad_updates: consecutive updates of a phase with a loss or gradient that is not finite, after which the run ends.

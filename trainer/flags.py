@@ -22,15 +22,16 @@ MODES = {
 USAGE = """\
 usage: lockstep MODE [CONFIG …] --workdir=FOLDER [flags]
 
-  lockstep train gan/digits --workdir=runs/digits
-  lockstep train gan/digits --gin_param=Experiment.steps=500 --dry_run
-  lockstep evaluate --workdir=runs/digits
-  lockstep sample --workdir=runs/digits --count=16
+  lockstep train vae/digits --workdir=runs/vae
+  lockstep train vae/digits --gin_param=STEPS=500 --dry_run
+  lockstep evaluate --workdir=runs/vae
+  lockstep sample --workdir=runs/vae --count=16
 """
 
 EXIT_CODES = """\
 exit codes: 0 done, 64 wrong command line, 65 bad data, 69 a package is missing, 70 diverged or internal error,
-            73 and 77 the workdir cannot be written, 75 preempted and saved (start again), 78 wrong configuration
+            73 and 77 the workdir cannot be written, 75 preempted and saved (start again), 78 wrong configuration,
+            130 interrupted by Ctrl-C (what was saved before stays; SIGTERM saves first)
 """
 
 OF_ONE_MODE = {"dry_run": ("train",), "checkpoint": ("evaluate", "sample")}

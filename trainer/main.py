@@ -264,7 +264,7 @@ def _may_differ(root: str) -> set[str]:
 
 def _results(folder: Path) -> str:
     lines = {
-        "samples": _newest(folder / "samples", "step-*"),
+        "samples": _newest(folder / "samples", "step-????????.*"),
         "checkpoint": _newest(folder / "checkpoints", "step-*"),
         "curves": f"tensorboard --logdir {folder / 'summaries'}",
     }

@@ -197,7 +197,13 @@ class _Bar:
         seconds: float,
         eta: float | None,
     ) -> None:
-        self._losses = losses or self._losses
+        # An evaluation stays to be read, the bar shows the training.
+        evaluated = [
+            f"{name} {number(value)}" for name, value in losses if name.startswith("eval/")
+        ]
+        if evaluated:
+            self.note("  ".join([f"step {step}/{self._total}", *evaluated]))
+        self._losses = [(n, v) for n, v in losses if not n.startswith("eval/")] or self._losses
         self._draw(step, rate, eta)
 
     def note(self, line: str) -> None:

@@ -221,6 +221,12 @@ def _check(objective: Objective) -> None:
     if not phases or not phases[0].reads:
         raise ConfigError("the first phase of a step must read examples")
     for name, network in objective.networks.items():
+        for layer in network._flatten_layers():
+            if isinstance(layer, keras.layers.BatchNormalization):
+                raise ConfigError(
+                    f"{layer.path} is Keras' BatchNormalization, whose statistics depend on the number of replicas: use "
+                    "models.layers.GhostBatchNorm"
+                )
         for variable in network.variables:
             path = f"{name}/{_path(network, variable)}"
             if path in paths:

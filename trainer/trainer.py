@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -72,6 +73,8 @@ class Trainer:
         self.precision = PRECISIONS[experiment.precision]
         self.batches = experiment.batches()
         self.objective = experiment.objective(self.batches.element_spec)
+        # For layers with initialisers of Keras' own; those of named noise do not need it.
+        keras.utils.set_random_seed(experiment.seed)
         with self.strategy.scope(), self.precision.building():
             self.objective.build(
                 Noise(experiment.seed, "weights", rows=1, dtype=self.precision.loss_dtype)
@@ -278,7 +281,8 @@ class Trainer:
         if step % experiment.log_every == 0 or step == experiment.steps:
             row |= self._read_metrics() | times.metrics(self._examples_per_step)
             times.clear()
-        if experiment.evaluate_every and step % experiment.evaluate_every == 0:
+        last = step == experiment.steps
+        if experiment.evaluate_every and (last or step % experiment.evaluate_every == 0):
             evaluated = self.evaluation()
             improved = self._is_best(step, evaluated)
             row |= {f"eval/{name}": value for name, value in evaluated.items()}
@@ -288,7 +292,13 @@ class Trainer:
                 progress.report(step, row, rate, self._seconds)
         due = experiment.sample_every and step % experiment.sample_every == 0
         if (due or step == experiment.steps) and self._writes and experiment.samples:
-            writer.samples(step, self.sample(experiment.samples))
+            try:
+                writer.samples(step, self.sample(experiment.samples))
+            except Exception:
+                # What cannot be drawn or written now could not at the next start either: what was learnt must not wait for it.
+                writer.sync()
+                self._save()
+                raise
         return improved
 
     def _is_best(self, step: int, evaluated: dict[str, float]) -> bool:
@@ -355,13 +365,11 @@ class Trainer:
             f"{name}: {sum(int(np.prod(v.shape)) for v in network.trainable_variables):,} weights"
             for name, network in self.objective.networks.items()
         ]
-        layout = self.layout
         return "\n".join(
             [
                 *sizes,
                 f"cluster: {self.cluster.describe()}",
-                f"batch: {layout.global_batch} examples = {layout.replicas} replicas × {layout.microbatch} microbatch "
-                f"× {layout.accumulation} accumulation",
+                f"batch: {self.layout.describe()}",
                 f"step: {self._examples_per_step} examples, {self.experiment.steps} steps",
                 f"first compiled step: {seconds:.1f} seconds",
             ]

@@ -7,6 +7,7 @@ loss scale, statistics, the moving average and the sums of metrics.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -89,7 +90,15 @@ class Update:
     def state(self) -> dict[str, tf.Variable]:
         # Without the optimiser's own name, which Keras counts up when a process builds a second one.
         prefix = f"{self.rule.name}/"
-        state = {f"optimizer/{v.path.removeprefix(prefix)}": v.value for v in self.rule.variables}
+        state: dict[str, tf.Variable] = {}
+        for variable in self.rule.variables:
+            name = path = f"optimizer/{variable.path.removeprefix(prefix)}"
+            # Adafactor names slots by the last part of a path alone: "kernel" for every kernel.
+            for number in itertools.count(2):
+                if name not in state:
+                    break
+                name = f"{path}_{number}"
+            state[name] = variable.value
         state |= {"metric_sums": self.sums, "bad_updates": self.bad}
         return state | ({"loss_scale": self.scale} if self.scale is not None else {})
 

@@ -76,6 +76,8 @@ def test_sample_leaves_the_picture_that_it_names(run: Path, capsys: pytest.Captu
         path = run / f"samples/step-{step:08d}-seed-7.png"
         assert capsys.readouterr() == (f"{path}\n", "")
         pictures[step] = np.asarray(Image.open(path))
+    assert main.main(["train", "--strategy=one_device", f"--workdir={run}"]) == 0
+    assert f"{run}/samples/step-00000002.png" in capsys.readouterr().out  # Not the one of above.
     assert pictures[1].shape == pictures[2].shape
     assert (pictures[1] != pictures[2]).any()
 

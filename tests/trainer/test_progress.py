@@ -160,6 +160,15 @@ def test_the_bar_fits_the_terminal(clock, terminal, columns, bar, right):
     assert all(len(frame) <= columns for frame in stream.frames())
 
 
+def test_an_evaluation_stays_above_the_bar(clock, terminal):
+    stream = terminal(80)
+    with progress.Progress(3000, 0, stream, clock) as shown:
+        shown.report(500, {"train/loss": 1.5, "eval/negative_elbo": 23.78}, 64.0, 30)
+        shown.report(600, {"train/loss": 1.25}, 64.0, 36)
+        assert "step 500/3000  eval/negative_elbo 23.7800" in stream.getvalue()
+        assert "loss 1.2500" in stream.frames()[-1] and "eval" not in stream.frames()[-1]
+
+
 def test_the_bar_is_not_drawn_more_often_than_can_be_seen(clock, terminal):
     stream = terminal(80)
     with progress.Progress(3000, 0, stream, clock) as shown:

@@ -356,7 +356,17 @@ def same_names(objective):
     objective.networks["pair"] = Pair()
 
 
+def of_keras(objective):
+    objective.networks["norm"] = keras.layers.BatchNormalization(name="norm")
+    objective.networks["norm"].build((None, 3))
+
+
 BROKEN = {
+    "Keras' batch norm": (
+        of_keras,
+        "norm is Keras' BatchNormalization, whose statistics depend on the number of replicas: use "
+        "models.layers.GhostBatchNorm",
+    ),
     "a metric that is one number": (
         metric_of(tf.reduce_mean),
         "odd of phase only has shape (): expected one number an example, [4]",

@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -372,6 +373,14 @@ def test_the_best_is_remembered_by_a_run_that_goes_on(tmp_path):
     assert nine.checkpoints.steps() == [6, 9]
 
 
+def test_the_end_is_evaluated_too(tmp_path):
+    quiet(rated(steps=5, evaluate_every=2), ONE, tmp_path).train()
+    scores = {
+        step: m["eval/score"] for step, m in by_step(results(tmp_path)).items() if "eval/score" in m
+    }
+    assert scores == {2: 3.0, 4: 3.0, 5: None}  # NaN
+
+
 def test_without_a_best_metric_nothing_is_best(tmp_path):
     trainer = quiet(rated(best_metric=None), ONE, tmp_path)
     trainer.train()
@@ -379,7 +388,7 @@ def test_without_a_best_metric_nothing_is_best(tmp_path):
     with pytest.raises(UsageError) as error:
         trainer.restore("best")
     assert str(error.value) == (
-        f"no best checkpoint in {tmp_path}/checkpoints: nothing was evaluated yet by a best_metric; "
+        f"no best checkpoint in {tmp_path}/checkpoints: nothing was evaluated by a best_metric; "
         "choose last or one of 9"
     )
 
@@ -412,10 +421,10 @@ def test_restore_takes_any_checkpoint(tmp_path):
         )
     path = trainer.checkpoints.path(4)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(DataProblem) as error:
         trainer.restore("4")
     assert str(error.value).startswith(f"{path} ")
-    assert str(error.value).endswith("choose another of 1, 2, 4, 6, 8, 9")
+    assert str(error.value).endswith(": choose one of 1, 2, 6, 8, 9")
 
 
 def test_restore_where_nothing_is(tmp_path):
@@ -529,6 +538,34 @@ def test_samples_are_of_the_weights_as_they_stand(tmp_path, monkeypatch):
     assert list(seen) == [5, 10, 12]
     for step, samples in seen.items():
         np.testing.assert_array_equal(samples[:, 0], noise * (1 - step))
+
+
+def test_samples_that_cannot_be_decoded_lose_nothing(tmp_path):
+    def decode(samples):
+        raise RuntimeError("no picture")
+
+    source = points(21)
+    source.decode = decode
+    wanted = experiment(Regression, source, steps=12, sample_every=5, samples=2)
+    with pytest.raises(RuntimeError, match="no picture"):
+        quiet(wanted, ONE, tmp_path).train()
+    again = quiet(wanted, ONE, tmp_path)
+    assert again.restore() == 5
+
+
+def test_initial_weights_of_keras_own_initialisers_follow_the_seed():
+    class Dense(Regression):
+        def build(self, noise):
+            super().build(noise)
+            self.networks["more"] = keras.layers.Dense(3, name="more")
+            self.networks["more"].build((None, 2))
+
+    def weights(seed):
+        trainer = quiet(experiment(Dense, points(9), seed=seed), ONE)
+        return trainer.snapshot().arrays["more/kernel"]
+
+    np.testing.assert_array_equal(weights(3), weights(3))
+    assert (weights(3) != weights(4)).all()
 
 
 # ---------------------------------------------------------------------- for people

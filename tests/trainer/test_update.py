@@ -225,6 +225,15 @@ def test_a_rule_moves_weights_as_keras_itself(name):
             )
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_every_slot_is_kept_under_a_name_of_its_own(name):
+    """Also where a rule gives two the same name, as Adafactor does."""
+    dtype = "float32" if name == "Muon" else "float64"
+    update = Runner(lambda: phase(*variables(dtype), rule=RULES[name]), dtype).update
+    kept = {id(v) for key, v in update.state.items() if key.startswith("optimizer/")}
+    assert kept == {id(v.value) for v in update.rule.variables}
+
+
 def test_every_keras_rule_is_compared_or_refused():
     refused = {"Nadam", "MultiOptimizer", "LossScaleOptimizer"}
     rules = {
