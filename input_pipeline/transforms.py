@@ -63,6 +63,10 @@ class Dequantize(_ImageTransform):
 
     levels: int
 
+    def __post_init__(self) -> None:
+        if self.levels < 2:
+            raise ValueError(f"Dequantize.levels is {self.levels}: it must be at least 2")
+
     def change(self, images: tf.Tensor, noise: Noise) -> tf.Tensor:
         uniform = tf.cast(noise.uniform(images.shape[1:]), images.dtype)
         return (images * (self.levels - 1) + uniform) / self.levels
@@ -73,6 +77,10 @@ class Shift(_ImageTransform):
     """Moves each image by up to `pixels` up or down and left or right, with zeros where nothing moves in."""
 
     pixels: int
+
+    def __post_init__(self) -> None:
+        if self.pixels < 0:
+            raise ValueError(f"Shift.pixels is {self.pixels}: it must be at least 0")
 
     def change(self, images: tf.Tensor, noise: Noise) -> tf.Tensor:
         height, width = images.shape[1:3]

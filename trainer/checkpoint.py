@@ -188,7 +188,9 @@ class Checkpoints:
         return self.find(str(latest.notes["best"]["step"]), note)
 
     def _write(self, snapshot: Snapshot, best: int | None) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        if not self.directory.is_dir():
+            self.directory.mkdir(parents=True)
+            durable.sync_folder(self.directory.parent)
         write(self.path(snapshot.step), snapshot)
         # Later steps are damaged files that a restart fell back from; they are written anew when it gets there.
         steps = [step for step in self.steps() if step <= snapshot.step]

@@ -27,8 +27,13 @@ def write(path: pathlib.Path, data: bytes) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)  # A failed write does not know its file.
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+    """Returns when the names in a folder are on the disk."""
+    directory = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(directory)  # The name, too, is on the disk.
+        os.fsync(directory)
     finally:
         os.close(directory)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import math
+import os
 import re
 import sys
 import traceback
@@ -43,17 +44,18 @@ def main(arguments: Sequence[str]) -> int:
     """Runs a command line, without the program's name; returns the exit code."""
     try:
         try:
-            line = flags.parse(arguments)
-            {"train": train, "evaluate": evaluate, "sample": sample}[line.mode](line, arguments)
+            _answer(arguments)
+            sys.stdout.flush()
         except OSError as error:
-            if error.errno is None:
+            if error.errno is None or isinstance(error, BrokenPipeError):
                 raise
             raise _disk_error(error) from error
-    except flags.Answer as answer:
-        print(str(answer).rstrip())
     except UserError as error:
         _say(f"lockstep: {one_line(error)}")
         return error.code
+    except BrokenPipeError:
+        # What reads our output wants no more of it, as head does; nothing must be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         _say("lockstep: interrupted; start again to go on from the last checkpoint")
         return INTERRUPTED
@@ -61,6 +63,15 @@ def main(arguments: Sequence[str]) -> int:
         traceback.print_exc()
         return UserError.code
     return 0
+
+
+def _answer(arguments: Sequence[str]) -> None:
+    try:
+        line = flags.parse(arguments)
+    except flags.Answer as answer:
+        print(str(answer).rstrip())
+        return
+    {"train": train, "evaluate": evaluate, "sample": sample}[line.mode](line, arguments)
 
 
 def _say(text: str) -> None:
@@ -162,16 +173,12 @@ def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         return
     from trainer import pictures
 
-    path = Path(line.workdir or "") / "samples" / f"step-{step:08d}-seed-{seed}"
+    suffix, data = pictures.file(decoded)
+    path = Path(line.workdir or "") / "samples" / f"step-{step:08d}-seed-{seed}{suffix}"
     workdir.prepare(path.parent)
-    if isinstance(decoded, list):
-        text = pictures.page(decoded)
-        path = path.with_suffix(".txt")
-        durable.write(path, text.encode(errors="replace"))
-        print(text)
-    else:
-        path = path.with_suffix(".png")
-        durable.write(path, pictures.png(pictures.grid(decoded)))
+    durable.write(path, data)
+    if suffix == ".txt":
+        print(data.decode())
     print(path)
 
 

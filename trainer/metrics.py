@@ -54,19 +54,12 @@ class MetricWriter:
           step: after which they were drawn.
           decoded: uint8 pictures `[n, height, width, 1 or 3]`, or texts.
         """
-        path = self._workdir / "samples" / f"step-{step:08d}"
+        suffix, data = pictures.file(decoded)
         if isinstance(decoded, np.ndarray):
-            picture = pictures.grid(decoded)
-            path, data = path.with_suffix(".png"), pictures.png(picture)
-            self._events.picture("samples", step, picture.shape, data)
-        elif isinstance(decoded, (list, tuple)) and all(isinstance(text, str) for text in decoded):
-            path, data = path.with_suffix(".txt"), pictures.page(decoded).encode(errors="replace")
-            self._events.text("samples", step, pictures.markdown(decoded))
+            self._events.picture("samples", step, pictures.grid(decoded).shape, data)
         else:
-            raise TypeError(
-                f"samples are {type(decoded).__name__}: "
-                "they must be an array of pictures or a list of texts"
-            )
+            self._events.text("samples", step, pictures.markdown(decoded))
+        path = self._workdir / "samples" / f"step-{step:08d}{suffix}"
         path.parent.mkdir(exist_ok=True)
         durable.write(path, data)
         return path
@@ -122,6 +115,7 @@ class _Rows:
         self._name = path.name
         self._last_step = _rewind(path, resume_step)
         self._file = path.open("ab")
+        durable.sync_folder(path.parent)
 
     def write(self, step: int, examples: int, seconds: float, metrics: Mapping[str, float]) -> None:
         if step <= self._last_step:
@@ -153,23 +147,27 @@ def _finite(value: float) -> float | None:
 
 
 def _rewind(path: pathlib.Path, resume_step: int) -> int:
-    """Drops rows past `resume_step` and a torn last line; returns the last step kept, or -1."""
+    """Drops rows past `resume_step` and what is torn at the end; returns the last step kept, or -1."""
     if not path.exists():
         return -1
     data = path.read_bytes()
-    kept, last_step = 0, -1
+    kept, end, last_step, torn = 0, 0, -1, None
     lines = data.split(b"\n")[:-1] if resume_step > 0 else []
     for number, line in enumerate(lines, 1):
+        end += len(line) + 1
         try:
             step = json.loads(line)["step"]
         except (ValueError, TypeError, KeyError):
-            raise DataProblem(
-                f"{path}, line {number}, is not a row of metrics: "
-                "mend the line, or move the file away"
-            ) from None
+            torn = torn or number  # Lost with the machine, if only rows to be dropped follow.
+            continue
         if step > resume_step:
             break
-        kept, last_step = kept + len(line) + 1, step
+        if torn:
+            raise DataProblem(
+                f"{path}, line {torn}, is not a row of metrics: "
+                "mend the line, or move the file away"
+            )
+        kept, last_step = end, step
     if kept < len(data):
         durable.write(path, data[:kept])
     return last_step

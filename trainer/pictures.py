@@ -51,6 +51,24 @@ def png(picture: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def file(decoded: np.ndarray | Sequence[str]) -> tuple[str, bytes]:
+    """The suffix and the bytes of the file that shows samples: a grid of pictures, or texts on a page.
+
+    Args:
+      decoded: uint8 pictures `[n, height, width, 1 or 3]`, or texts.
+
+    Raises:
+      TypeError: for anything else.
+    """
+    if isinstance(decoded, np.ndarray):
+        return ".png", png(grid(decoded))
+    if isinstance(decoded, (list, tuple)) and all(isinstance(text, str) for text in decoded):
+        return ".txt", page(decoded).encode(errors="replace")
+    raise TypeError(
+        f"samples are {type(decoded).__name__}: they must be an array of pictures or a list of texts"
+    )
+
+
 def page(texts: Sequence[str]) -> str:
     """Texts one below the other, each under its number, for a .txt file."""
     return "\n".join(

@@ -7,6 +7,7 @@ virtual CPUs, several GPUs, several workers and TPU (TRAPS 7, 8). On one device 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 
 import keras
@@ -22,6 +23,12 @@ from trainer.update import Update, mirrored_variable
 
 NOISE_NAMES = {"weights", "evaluate", "sample", "transform", "validation_transform"}
 """Streams of noise that are not a phase's."""
+
+RANDOM_KERNEL = re.compile(
+    "Random(?!IndexShuffle|GammaGrad)|Multinomial|(Parameterized)?TruncatedNormal"
+    "|Stateful(Random|StandardNormal|TruncatedNormal|Uniform)"
+)
+"""How the names of operations begin that draw from a state, a device's or a generator's."""
 
 Sums = tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]
 """Gradients of a phase's variables, sums of its metrics, new values of its statistics."""
@@ -195,12 +202,13 @@ class Step:
             found["assigned"] = list(scope.state_mapping)
             return loss
 
-        tf.function(forward, autograph=False).get_concrete_function(
+        traced = tf.function(forward, autograph=False).get_concrete_function(
             {
                 name: tf.TensorSpec((size, *feature.shape), feature.dtype)
                 for name, feature in spec.items()
             }
         )
+        _no_random_kernels(phase, traced.graph)
         if not known.keys() >= set(found["assigned"]):
             raise ConfigError(
                 f"the loss of phase {phase.name} assigns to a variable that belongs to none of the objective's networks: "
@@ -254,6 +262,18 @@ def _check(objective: Objective) -> None:
                     f"phase {phase.name} moves {variable.path}, which belongs to none of the objective's networks: "
                     "no checkpoint would hold it"
                 )
+
+
+def _no_random_kernels(phase: Phase, graph: tf.Graph) -> None:
+    """Refuses what draws from a state, of which each replica has its own and no checkpoint any."""
+    definition = graph.as_graph_def()
+    nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+    for node in nodes:
+        if RANDOM_KERNEL.match(node.op):
+            raise ConfigError(
+                f"the loss of phase {phase.name} draws by TensorFlow's {node.op}, whose numbers depend on the layout: "
+                "draw from `noise` instead"
+            )
 
 
 def _path(network: keras.layers.Layer, variable: keras.Variable) -> str:

@@ -171,8 +171,8 @@ class Trainer:
             if start >= self.experiment.steps:
                 self._say_done(start)  # A kill may have come between the last save and this.
                 return Outcome.ALREADY_DONE
-            if start:
-                self._note(f"going on from step {start}")
+            how = f"going on from step {start}" if start else "training"
+            self._note(f"{how} on {self.cluster.describe()}")
             outcome = self._train(start, stop, texts or {}, started)
         if outcome is Outcome.DONE:
             self._say_done(self.experiment.steps)

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from trainer.checkpoint import read
+from trainer.checkpoint import read, write
 from trainer.experiment import Experiment
 from trainer.hardware import Hardware
 from trainer.trainer import Outcome, Trainer
 
+INITIAL = "initial.safetensors"
 ONE = Hardware(strategy="one_device")
 
 
@@ -28,7 +29,7 @@ class Run:
     Attributes:
       rows: of metrics.jsonl in order, without times: (step, examples, metrics).
       weights: every variable of the last checkpoint by name.
-      initial: every variable before the first step; empty if not known.
+      initial: every variable before the first step; none of a run by other means than `complete`.
     """
 
     rows: Sequence[tuple[int, int, Mapping[str, float]]]
@@ -38,10 +39,17 @@ class Run:
 
 def train(experiment: Experiment, hardware: Hardware, workdir: pathlib.Path) -> Run:
     """Trains to the end and reads what is in the workdir."""
+    complete(experiment, hardware, workdir)
+    return results(workdir)
+
+
+def complete(experiment: Experiment, hardware: Hardware, workdir: pathlib.Path) -> None:
+    """Trains to the end; the chief leaves the initial variables in the workdir as well."""
     trainer = Trainer(experiment, hardware, workdir, note=lambda line: None)
-    initial = trainer.snapshot().arrays
+    if trainer.cluster.chief:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write(workdir / INITIAL, trainer.snapshot())
     assert trainer.train() is Outcome.DONE
-    return dataclasses.replace(results(workdir), initial=initial)
 
 
 def results(workdir: pathlib.Path) -> Run:
@@ -52,11 +60,12 @@ def results(workdir: pathlib.Path) -> Run:
         metrics = {n: v for n, v in row["metrics"].items() if not n.startswith("perf/")}
         rows.append((row["step"], row["examples"], metrics))
     last = sorted((workdir / "checkpoints").glob("step-*"))[-1]
-    return Run(rows, read(last).arrays)
+    initial = workdir / INITIAL
+    return Run(rows, read(last).arrays, read(initial).arrays if initial.exists() else {})
 
 
 def assert_equal(one: Run, other: Run) -> None:
-    """Equal to the bit: rows of metrics and, if they are known, weights at the start and at the end."""
+    """Equal to the bit: rows of metrics, weights at the start and at the end."""
     _demand(one.rows == other.rows, "rows of metrics differ")
     for kind in ("weights", "initial"):
         _assert_same_arrays(getattr(one, kind), getattr(other, kind))
@@ -65,7 +74,7 @@ def assert_equal(one: Run, other: Run) -> None:
 def assert_close(one: Run, other: Run, *, losses: float, weights: float | None = None) -> None:
     """Equal up to the order of sums: |a - b| <= tolerance · max(1, |b|). The first values that differ are named.
 
-    Weights at the start, if known of both, are equal to the bit.
+    Weights at the start are equal to the bit.
     """
     _demand([r[:2] for r in one.rows] == [r[:2] for r in other.rows], "rows of other steps")
     for (step, _, metrics), (_, _, expected) in zip(one.rows, other.rows, strict=True):
@@ -73,8 +82,7 @@ def assert_close(one: Run, other: Run, *, losses: float, weights: float | None =
         for name, value in metrics.items():
             limit = losses * max(1, abs(expected[name]))
             _demand(abs(value - expected[name]) <= limit, (step, name, value, expected[name]))
-    if one.initial and other.initial:
-        _assert_same_arrays(one.initial, other.initial)
+    _assert_same_arrays(one.initial, other.initial)
     if weights is not None:
         _demand(one.weights.keys() == other.weights.keys(), "variables of other names")
         for name, value in one.weights.items():
@@ -86,8 +94,8 @@ def assert_close(one: Run, other: Run, *, losses: float, weights: float | None =
 
 
 def _assert_same_arrays(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> None:
-    _demand(one.keys() == other.keys() or not one or not other, "variables of other names")
-    for name in one.keys() & other.keys():
+    _demand(one.keys() == other.keys(), "variables of other names")
+    for name in one:
         _demand(np.array_equal(one[name], other[name]), (name, one[name], other[name]))
 
 

@@ -117,3 +117,15 @@ def test_flip_mirrors_half_of_the_images():
     mirrored = np.all(flipped == image.numpy()[:, :, ::-1], axis=(1, 2, 3))
     assert np.all(same ^ mirrored)
     assert scipy.stats.binomtest(int(same.sum()), 4000, 0.5).pvalue > 0.01
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Dequantize(levels=1), "Dequantize.levels is 1: it must be at least 2"),
+        (lambda: Shift(pixels=-1), "Shift.pixels is -1: it must be at least 0"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()

@@ -74,6 +74,17 @@ def test_answers_at_once_and_without_tensorflow(arguments: str, code: int, says:
     assert seconds < 2  # the promise is 1 s; the machine of the tests is busy
 
 
+def test_a_reader_that_wants_no_more_is_no_error() -> None:
+    """As `lockstep --help | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, "--help"], cwd=ROOT, stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_help_names_every_flag() -> None:
     text = flags.help_text()
     for name in flags._define():

@@ -128,13 +128,21 @@ def test_a_kill_while_rewinding_loses_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("line", [b"what is this\n", b"{}\n", b"[1]\n", b'{"step": 1\n'])
 def test_a_damaged_row_is_named_and_nothing_is_lost(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(row(10) + line + row(30))
+    path.write_bytes(row(10) + line + row(20) + row(30))
     with pytest.raises(DataProblem) as caught:
         metrics.MetricWriter(tmp_path, 20)
     assert str(caught.value) == (
         f"{path}, line 2, is not a row of metrics: mend the line, or move the file away"
     )
-    assert path.read_bytes() == row(10) + line + row(30)
+    assert path.read_bytes() == row(10) + line + row(20) + row(30)
+
+
+def test_rows_torn_after_the_checkpoint_are_dropped(tmp_path):
+    """As a machine that lost power may leave them: what the checkpoint vouches for is before them."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(row(10) + bytes(20) + b"\n" + row(30))
+    metrics.MetricWriter(tmp_path, 20).close()
+    assert path.read_bytes() == row(10)
 
 
 def test_rows_and_points_outlive_sigkill_and_need_no_tensorflow(tmp_path):

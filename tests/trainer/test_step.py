@@ -367,6 +367,20 @@ BROKEN = {
         "norm is Keras' BatchNormalization, whose statistics depend on the number of replicas: use "
         "models.layers.GhostBatchNorm",
     ),
+    "TensorFlow's random numbers": (
+        loss_of(lambda loss: loss + tf.random.normal(loss.shape, dtype=loss.dtype)),
+        "the loss of phase only draws by TensorFlow's RandomStandardNormal, whose numbers depend on the layout: "
+        "draw from `noise` instead",
+    ),
+    "random numbers within a condition": (
+        loss_of(
+            lambda loss: tf.cond(
+                loss[0] > 0, lambda: tf.random.uniform(loss.shape, dtype=loss.dtype), lambda: loss
+            )
+        ),
+        "the loss of phase only draws by TensorFlow's RandomUniform, whose numbers depend on the layout: "
+        "draw from `noise` instead",
+    ),
     "a metric that is one number": (
         metric_of(tf.reduce_mean),
         "odd of phase only has shape (): expected one number an example, [4]",

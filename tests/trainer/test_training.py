@@ -96,7 +96,7 @@ def test_more_steps_go_on_as_one_long_run(first, tmp_path, undisturbed):
     longer = quiet(regression(), LOOPS_OF_3, tmp_path)
     longer._note = notes.append
     assert longer.train() is Outcome.DONE
-    assert notes == [f"going on from step {first}"]
+    assert notes == [f"going on from step {first} on {longer.cluster.describe()}"]
     assert json.loads((tmp_path / "DONE").read_text()) == {"steps": 12}
     run = results(tmp_path)
     rows, expected = by_step(run), by_step(undisturbed)
@@ -484,7 +484,7 @@ def test_a_truncated_checkpoint_is_told_and_changes_no_bit(tmp_path, undisturbed
     assert trainer.train() is Outcome.DONE
     assert notes[0].startswith(f"{last} is damaged (")
     assert notes[0].endswith("falling back to the checkpoint before it")
-    assert notes[1:] == [f"going on from step {steps[-2]}"]
+    assert notes[1:] == [f"going on from step {steps[-2]} on {trainer.cluster.describe()}"]
     assert_equal(results(tmp_path), undisturbed)
 
 
