@@ -88,6 +88,26 @@ def idx_images(images: str, labels: str | None = None) -> Images:
     return _images(read_idx(images), None if labels is None else read_idx(labels), images)
 
 
+def mnist(folder: str, part: str = "train") -> Images:
+    """MNIST, or a set in the form of its four files such as Fashion-MNIST, with labels.
+
+    Args:
+      folder: where the files `train-images-idx3-ubyte`, `t10k-images-idx3-ubyte` and those of the labels are, as they are or
+        compressed (`.gz`).
+      part: "train" or "test".
+
+    Raises:
+      DataError: as `idx_images` does.
+    """
+    if part not in ("train", "test"):
+        raise ValueError(f'the part of mnist is "{part}": it must be "train" or "test"')
+    name = {"train": "train", "test": "t10k"}[part]
+    files = [
+        pathlib.Path(folder, f"{name}-{what}-ubyte") for what in ("images-idx3", "labels-idx1")
+    ]
+    return idx_images(*(str(file if file.exists() else f"{file}.gz") for file in files))
+
+
 def numpy_images(images: str, labels: str | None = None) -> Images:
     """Images of NumPy files: `file.npy`, or `file.npz:name` for an array of several.
 

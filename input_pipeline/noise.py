@@ -48,6 +48,11 @@ class Noise:
     drawn: set[str] = dataclasses.field(default_factory=set, repr=False)
     number: int | tf.Tensor = 0
 
+    @property
+    def index(self) -> tf.Tensor:
+        """The number of each example within the global batch or the data, int64 `[rows]`."""
+        return tf.cast(self.first, tf.int64) + tf.range(self.rows, dtype=tf.int64)
+
     def __call__(self, name: str) -> Noise:
         """The child stream `name`, independent of its siblings and its parent."""
         return dataclasses.replace(self, name=f"{self.name}/{name}")

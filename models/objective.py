@@ -33,6 +33,10 @@ class Noise(Protocol):
     def dtype(self) -> tf.DType:
         """Of the numbers, and of losses."""
 
+    @property
+    def index(self) -> tf.Tensor:
+        """The number of each example within the global batch, the data or the samples, int64 `[rows]`."""
+
     def __call__(self, name: str) -> Noise:
         """A child stream of that name."""
 

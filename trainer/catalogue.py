@@ -20,7 +20,7 @@ def registry() -> config.Registry:
 
     from input_pipeline.digits import Digits
     from input_pipeline.image_folder import ImageFolder
-    from input_pipeline.images import idx_images, numpy_images
+    from input_pipeline.images import idx_images, mnist, numpy_images
     from input_pipeline.split import Split
     from input_pipeline.text import pydoc_topics
     from input_pipeline.transforms import Binarize, Dequantize, Flip, Shift
@@ -44,7 +44,7 @@ def registry() -> config.Registry:
 
     names = config.Registry()
     transforms = (Binarize, Dequantize, Flip, Shift)
-    sources = (Digits, ImageFolder, idx_images, numpy_images, pydoc_topics, Split)
+    sources = (Digits, ImageFolder, idx_images, mnist, numpy_images, pydoc_topics, Split)
     for plain in (Experiment, Optimizer, *sources, *transforms):
         names.register(plain)
     for objective in (GAN, VAE, LSTMLanguageModel):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pathlib
+import struct
 
+import numpy as np
 import pytest
 
 import configs
@@ -19,6 +21,18 @@ def test_each_family_has_a_config():
     assert {name.split("/")[0] for name in NAMES} == {"gan", "vae", "lstm"}
 
 
+def _write_mnist(folder: pathlib.Path) -> None:
+    """Four files in the form of MNIST's, of random pictures."""
+    folder.mkdir()
+    chance = np.random.default_rng(0)
+    for part, count in (("train", 300), ("t10k", 100)):
+        images = chance.integers(0, 256, (count, 28, 28), np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 10
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            head = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+            (folder / f"{part}-{kind}-ubyte").write_bytes(head + array.tobytes())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_config_takes_two_steps(name, tmp_path, capsys):
     evaluates = "evaluate_every" in (FOLDER / f"{name}.gin").read_text()
@@ -27,6 +41,9 @@ def test_a_shipped_config_takes_two_steps(name, tmp_path, capsys):
     workdir = tmp_path / "run"
     # A file may give the same number of steps to a schedule; a macro is bound once for all.
     arguments += ["--gin_param=STEPS=2"]
+    if "\nDATA = " in (FOLDER / f"{name}.gin").read_text():
+        _write_mnist(tmp_path / "data")
+        arguments += [f'--gin_param=DATA="{tmp_path}/data"']
     code = main(["train", name, f"--workdir={workdir}", "--strategy=one_device", *arguments])
     assert code == 0, capsys.readouterr().err
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from input_pipeline.batches import DataError
-from input_pipeline.images import Images, idx_images, numpy_images, read_idx, read_numpy
+from input_pipeline.images import Images, idx_images, mnist, numpy_images, read_idx, read_numpy
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 3, 4), np.uint8)
 LABELS = np.array([2, 0, 1, 1, 0], np.uint8)
@@ -62,6 +62,21 @@ def test_each_form_holds_the_same(form, files):
         np.testing.assert_array_equal(read["label"], LABELS[[4, 0, 4]])
     else:
         assert read.keys() == source.element_spec.keys() == {"image"}
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_mnist_is_four_files(suffix, tmp_path):
+    for name, count in (("train", 5), ("t10k", 2)):
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte{suffix}", PICTURES[:count])
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte{suffix}", LABELS[:count])
+    for part, count in (("train", 5), ("test", 2)):
+        read = mnist(str(tmp_path), part).read(tf.range(count, dtype=tf.int64))
+        np.testing.assert_array_equal(np.rint(read["image"][..., 0] * 255), PICTURES[:count])
+        np.testing.assert_array_equal(read["label"], LABELS[:count])
+    with pytest.raises(ValueError, match='the part of mnist is "t10k"'):
+        mnist(str(tmp_path), "t10k")
+    with pytest.raises(DataError, match=r"elsewhere/train-images-idx3-ubyte\.gz cannot be read"):
+        mnist(str(tmp_path / "elsewhere"))
 
 
 @pytest.mark.parametrize(("code", "dtype"), [(9, "i1"), (11, ">i2"), (12, ">i4"), (14, ">f8")])

@@ -207,3 +207,9 @@ def test_numbered_streams_are_independent(jit):
     assert len(np.unique(drawn)) == 50 * 4 * 6
     uniform = np.stack([stream().numbered(n).uniform([500]) for n in range(2)]).reshape(2, -1)
     assert abs(np.corrcoef(uniform)[0, 1]) < 5 / np.sqrt(2000)
+
+
+def test_rows_know_their_number():
+    noise = Noise(0, "x", rows=3, first=tf.constant(4, tf.int64))
+    assert noise("child").index.dtype == tf.int64
+    assert noise("child").index.numpy().tolist() == [4, 5, 6]
