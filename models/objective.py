@@ -144,5 +144,22 @@ class Objective(Protocol):
     def evaluate(self, batch: Batch, noise: Noise, step: tf.Tensor) -> Metrics:
         """Metrics of held-out examples, per example `[b]`; the trainer takes exact means over the split."""
 
-    def sample(self, noise: Noise) -> Any:
-        """`noise.rows` samples, in the form of a feature of the source, for `source.decode`."""
+    @property
+    def sample(self) -> Callable[[Noise], Any] | None:
+        """`sample(noise)` draws `noise.rows` samples, in the form of a feature of the source, for `source.decode`; None if
+        the family draws none."""
+
+
+class Pictured(Protocol):
+    """An objective that has more to show than samples."""
+
+    def pictures(self, batch: Batch, noise: Noise) -> Mapping[str, tf.Tensor]:
+        """Tables of pictures by name, such as reconstructions beside their originals.
+
+        Args:
+          batch: `noise.rows` examples, held-out ones if there are any.
+          noise: theirs.
+
+        Returns:
+          name -> `[rows, columns, …]`, each entry in the form of a sample.
+        """

@@ -24,6 +24,7 @@ def registry() -> config.Registry:
     from input_pipeline.split import Split
     from input_pipeline.text import pydoc_topics
     from input_pipeline.transforms import Binarize, Dequantize, Flip, Shift
+    from models.classifier import Classifier
     from models.gan import GAN
     from models.image_networks import ConvolutionalDecoder, ConvolutionalEncoder
     from models.language_model import LSTMLanguageModel
@@ -47,7 +48,7 @@ def registry() -> config.Registry:
     sources = (Digits, ImageFolder, idx_images, mnist, numpy_images, pydoc_topics, Split)
     for plain in (Experiment, Optimizer, *sources, *transforms):
         names.register(plain)
-    for objective in (GAN, VAE, LSTMLanguageModel):
+    for objective in (Classifier, GAN, VAE, LSTMLanguageModel):
         names.register(objective, given={"element_spec"})
     for network in (ConvolutionalEncoder, MLPEncoder, ConvolutionalDecoder, MLPDecoder):
         names.register(network, given={"shape", "inputs", "outputs", "noise", "name"})

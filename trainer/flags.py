@@ -15,7 +15,7 @@ from trainer.hardware import STRATEGIES, XLA, Hardware, workers
 
 MODES = {
     "train": "train a model; goes on by itself if the workdir holds a run",
-    "evaluate": "metrics of a run on its held-out examples",
+    "evaluate": "metrics of a run on its held-out examples, and of its samples in the eyes of a classifier",
     "sample": "draw from the model of a run",
 }
 
@@ -26,6 +26,7 @@ usage: lockstep MODE [CONFIG …] --workdir=FOLDER [flags]
   lockstep train vae/digits --gin_param=STEPS=500 --dry_run
   lockstep evaluate --workdir=runs/vae
   lockstep sample --workdir=runs/vae --count=16
+  lockstep evaluate --workdir=runs/vae --features=runs/classifier
 """
 
 EXIT_CODES = """\
@@ -35,7 +36,8 @@ exit codes: 0 done, 64 wrong command line, 65 bad data, 69 a package is missing,
 """
 
 OF_ONE_MODE = {"dry_run": ("train",), "checkpoint": ("evaluate", "sample")}
-OF_ONE_MODE |= {"count": ("sample",), "seed": ("sample",)}
+OF_ONE_MODE |= dict.fromkeys(("count", "seed"), ("evaluate", "sample"))
+OF_ONE_MODE["features"] = ("evaluate",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,7 @@ class CommandLine:
     checkpoint: str = "last"
     count: int | None = None
     seed: int | None = None
+    features: str | None = None
 
 
 class Answer(Exception):
@@ -85,6 +88,12 @@ def _define() -> flags.FlagValues:
     flags.DEFINE_string("checkpoint", "last", "last, best or a step", flag_values=values)
     flags.DEFINE_integer("count", None, "how many samples", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("seed", None, "of the samples; the run's if not given", flag_values=values)
+    flags.DEFINE_string(
+        "features",
+        None,
+        "folder of a classifier's run, in whose eyes samples are compared",
+        flag_values=values,
+    )
     flags.DEFINE_enum("strategy", "auto", STRATEGIES, "how devices are used", flag_values=values)
     flags.DEFINE_integer(
         "replicas", None, "devices of this machine to use; all if not given", flag_values=values
@@ -174,6 +183,7 @@ def parse(arguments: Sequence[str]) -> CommandLine:
         value["checkpoint"],
         value["count"],
         value["seed"],
+        value["features"],
     )
 
 
@@ -189,6 +199,12 @@ def _check_files(mode: str, configs: Sequence[str], value: Mapping[str, Any]) ->
     checkpoint = value["checkpoint"]
     if checkpoint not in ("last", "best") and not checkpoint.isdecimal():
         raise UsageError(f"--checkpoint={checkpoint}: choose last, best or the number of a step")
+    if mode == "evaluate" and value["features"] is None:
+        for name in ("count", "seed"):
+            if value[name] is not None:
+                raise UsageError(
+                    f"--{name} is for the samples that --features compares: give both, or none"
+                )
 
 
 def _version() -> str:

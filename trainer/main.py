@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -140,29 +140,49 @@ def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
 
 
 def evaluate(line: flags.CommandLine, arguments: Sequence[str]) -> None:
-    """Prints the metrics of a run on its held-out examples, as a table and as one line of JSON."""
-    trainer, step = _restored(line)
+    """Prints metrics as tables and as one line of JSON: of held-out examples, and with `--features` of samples."""
+    trainer, step = _restored(line, Path(line.workdir or ""), line.checkpoint, line.gin_params)
+    metrics: dict[str, float] = {}
+    compared: dict[str, dict[str, float]] = {}
     with _data_problems():
-        metrics = trainer.evaluate()
+        if line.features is None or trainer.experiment.validation is not None:
+            metrics = trainer.evaluate()
+        if line.features is not None:
+            from trainer.judge import Judge
+
+            judge = Judge(_restored(line, Path(line.features))[0])
+            seed = trainer.experiment.seed if line.seed is None else line.seed
+            compared = judge.compare(trainer, line.count, seed)
     if not trainer.cluster.chief:
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{line.workdir}, step {step}", title_justify="left")
-    table.add_column("metric")
-    table.add_column("mean", justify="right")
-    for name, value in sorted(metrics.items()):
-        table.add_row(name, f"{value:.6g}")
-    Console().print(table)
+    title = f"{line.workdir}, step {step}"
+    if metrics:
+        _print_table(title, {"mean": metrics})
+    if compared:
+        _print_table(f"{title}, in the eyes of {line.features}", compared)
+    metrics |= {f"{kind}/{n}": value for kind, row in compared.items() for n, value in row.items()}
     # JSON has no NaN and no infinity.
     finite = {k: value if math.isfinite(value) else None for k, value in sorted(metrics.items())}
     print(json.dumps({"step": step, **finite}, allow_nan=False))
 
 
+def _print_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for name in sorted({name for column in columns.values() for name in column}):
+        cells = (f"{column[name]:.6g}" if name in column else "" for column in columns.values())
+        table.add_row(name, *cells)
+    Console().print(table)
+
+
 def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     """Draws samples into the workdir and prints the path of the picture, or the texts."""
-    trainer, step = _restored(line)
+    trainer, step = _restored(line, Path(line.workdir or ""), line.checkpoint, line.gin_params)
     count = line.count or trainer.experiment.samples
     if not count:
         raise UsageError("the configuration has samples = 0: give --count")
@@ -196,13 +216,14 @@ def _config_of(folder: Path | None) -> list[str]:
     )
 
 
-def _restored(line: flags.CommandLine) -> tuple[Trainer, int]:
-    """The trainer of the run in the workdir, at the checkpoint asked for."""
-    folder = Path(line.workdir or "")
-    bindings = config_files.read([str(workdir.config_file(folder))], line.gin_params)
+def _restored(
+    line: flags.CommandLine, folder: Path, which: str = "last", gin_params: Sequence[str] = ()
+) -> tuple[Trainer, int]:
+    """The trainer of the run in a folder, at the checkpoint asked for."""
+    bindings = config_files.read([str(workdir.config_file(folder))], gin_params)
     names = registry()
     trainer = _trainer(names, names.resolve(bindings), line, folder)
-    step = trainer.restore(line.checkpoint)
+    step = trainer.restore(which)
     if step == 0:
         raise ConfigError(f"workdir {folder} holds no checkpoint yet: train for longer first")
     return trainer, step

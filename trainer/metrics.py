@@ -26,6 +26,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from trainer import durable, pictures
 from trainer.exits import DataProblem
 
+MOST_FRAMES = 50
+"""Of the animation of a training."""
+
 
 class MetricWriter:
     """Writes metrics, samples and texts of a run from a step on.
@@ -59,7 +62,27 @@ class MetricWriter:
             self._events.picture("samples", step, pictures.grid(decoded).shape, data)
         else:
             self._events.text("samples", step, pictures.markdown(decoded))
-        path = self._workdir / "samples" / f"step-{step:08d}{suffix}"
+        return self._keep(f"step-{step:08d}{suffix}", data)
+
+    def table(self, step: int, name: str, cells: np.ndarray) -> pathlib.Path:
+        """A table of pictures, uint8 `[rows, columns, height, width, 1 or 3]`, to TensorBoard and to a file, which is returned."""
+        picture = pictures.table(cells)
+        data = pictures.png(picture)
+        self._events.picture(name, step, picture.shape, data)
+        return self._keep(f"step-{step:08d}-{name}.png", data)
+
+    def animate(self) -> None:
+        """Writes `samples/training.gif` of the pictures of samples there are, if they are several."""
+        folder = self._workdir / "samples"
+        paths = sorted(folder.glob("step-????????.png"))
+        if len(paths) > 1:
+            # The last is always among them.
+            every = -(-len(paths) // MOST_FRAMES)
+            frames = [path.read_bytes() for path in paths[::-1][::every][::-1]]
+            self._keep("training.gif", pictures.animation(frames))
+
+    def _keep(self, name: str, data: bytes) -> pathlib.Path:
+        path = self._workdir / "samples" / name
         path.parent.mkdir(exist_ok=True)
         durable.write(path, data)
         return path
@@ -90,6 +113,12 @@ class NullWriter:
         pass
 
     def samples(self, step: int, decoded: np.ndarray | Sequence[str]) -> None:
+        pass
+
+    def table(self, step: int, name: str, cells: np.ndarray) -> None:
+        pass
+
+    def animate(self) -> None:
         pass
 
     def text(self, tag: str, markdown: str, step: int) -> None:

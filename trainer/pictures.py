@@ -27,21 +27,45 @@ def grid(pictures: np.ndarray) -> np.ndarray:
       `LONGEST_SIDE`, and at least 1. Cells without a picture have the colour of the gap.
     """
     pictures = np.asarray(pictures)
-    shape = pictures.shape
-    if pictures.dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
-        raise ValueError(
-            f"pictures are {pictures.dtype} {list(shape)}: "
-            "they must be uint8 [n, height, width, 1 or 3], with no dimension 0"
-        )
-    count, height, width, channels = shape
+    count = _check(pictures, 4)
     columns = math.isqrt(count - 1) + 1
     rows = -(-count // columns)
-    cells = np.full([rows * columns, height + 1, width + 1, channels], GAP_GREY, np.uint8)
-    cells[:count, :-1, :-1] = pictures
-    table = cells.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
-    table = table.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
-    factor = max(1, LONGEST_SIDE // max(table.shape[:2]))
-    return table.repeat(factor, axis=0).repeat(factor, axis=1)
+    cells = np.full([rows * columns, *pictures.shape[1:]], GAP_GREY, np.uint8)
+    cells[:count] = pictures
+    return table(cells.reshape(rows, columns, *pictures.shape[1:]))
+
+
+def table(cells: np.ndarray) -> np.ndarray:
+    """As `grid`, of pictures that have their places: uint8 `[rows, columns, height, width, 1 or 3]`."""
+    _check(cells, 5)
+    rows, columns, height, width, channels = cells.shape
+    gapped = np.full([rows, columns, height + 1, width + 1, channels], GAP_GREY, np.uint8)
+    gapped[:, :, :-1, :-1] = cells
+    whole = gapped.swapaxes(1, 2).reshape(rows * (height + 1), columns * (width + 1), channels)
+    whole = whole[:-1, :-1]
+    factor = max(1, LONGEST_SIDE // max(whole.shape[:2]))
+    return whole.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _check(pictures: np.ndarray, dimensions: int) -> int:
+    """The length of the first dimension."""
+    shape = pictures.shape
+    wrong = pictures.dtype != np.uint8 or len(shape) != dimensions or 0 in shape
+    if wrong or shape[-1] not in (1, 3):
+        axes = ["n"] if dimensions == 4 else ["rows", "columns"]
+        raise ValueError(
+            f"pictures are {pictures.dtype} {list(shape)}: "
+            f"they must be uint8 [{', '.join(axes)}, height, width, 1 or 3], with no dimension 0"
+        )
+    return shape[0]
+
+
+def animation(frames: Sequence[bytes]) -> bytes:
+    """An animated GIF of PNG files of one size, two frames a second, that stays at the last one for three seconds."""
+    first, *more = (Image.open(io.BytesIO(frame)).convert("RGB") for frame in frames)
+    file, durations = io.BytesIO(), [500] * len(more) + [3000]
+    first.save(file, "GIF", save_all=True, append_images=more, duration=durations, loop=0)
+    return file.getvalue()
 
 
 def png(picture: np.ndarray) -> bytes:

@@ -21,7 +21,7 @@ from trainer.exits import ConfigError
 from trainer.precision import Precision
 from trainer.update import Update, mirrored_variable
 
-NOISE_NAMES = {"weights", "evaluate", "sample", "transform", "validation_transform"}
+NOISE_NAMES = {"weights", "evaluate", "sample", "pictures", "transform", "validation_transform"}
 """Streams of noise that are not a phase's."""
 
 RANDOM_KERNEL = re.compile(
@@ -97,10 +97,11 @@ class Step:
         first: tf.Tensor | int = 0,
         step: tf.Tensor | int = 0,
         update: tf.Tensor | int = 0,
+        seed: int | None = None,
     ) -> Noise:
-        """The experiment's noise of that name for these rows of the global batch."""
-        dtype = self._precision.loss_dtype
-        return Noise(self._seed, name, rows, first, step, update, dtype)
+        """The noise of that name for these rows of the global batch, of the experiment's seed if no other is given."""
+        dtype, seed = self._precision.loss_dtype, self._seed if seed is None else seed
+        return Noise(seed, name, rows, first, step, update, dtype)
 
     def cast(self, batch: Batch) -> dict[str, tf.Tensor]:
         """The batch with floating features in the precision of losses."""

@@ -91,8 +91,10 @@ class Trainer:
         self.evaluation = Evaluation(
             self.objective, self.batches, self.step, self.cluster, self.layout
         )
-        self._sampling = Sampling(self.objective, experiment.source, self.precision)
+        self._sampling = Sampling(self.objective, self.batches, self.step)
         self._check_best_metric()
+        if experiment.samples:
+            self._sampling.check()
         directory = (self.workdir or pathlib.Path()) / "checkpoints"
         self.checkpoints = checkpoint.Checkpoints(directory, experiment.keep_checkpoints)
         self.best: dict[str, Any] = {}
@@ -275,13 +277,12 @@ class Trainer:
         times: StepTimes,
     ) -> bool:
         """Logs, evaluates and samples what is due at this step; returns whether the evaluation is the best so far."""
-        experiment, improved = self.experiment, False
+        experiment, improved, last = self.experiment, False, step == self.experiment.steps
         row: dict[str, float] = {}
         rate = times.examples_per_second(self._examples_per_step)
-        if step % experiment.log_every == 0 or step == experiment.steps:
+        if last or step % experiment.log_every == 0:
             row |= self._read_metrics() | times.metrics(self._examples_per_step)
             times.clear()
-        last = step == experiment.steps
         if experiment.evaluate_every and (last or step % experiment.evaluate_every == 0):
             evaluated = self.evaluation()
             improved = self._is_best(step, evaluated)
@@ -290,16 +291,24 @@ class Trainer:
             writer.write(step, step * self._examples_per_step, self._seconds, row)
             if progress:
                 progress.report(step, row, rate, self._seconds)
-        due = experiment.sample_every and step % experiment.sample_every == 0
-        if (due or step == experiment.steps) and self._writes and experiment.samples:
+        due = last or (experiment.sample_every and step % experiment.sample_every == 0)
+        if due and self._writes and experiment.samples:
             try:
-                writer.samples(step, self.sample(experiment.samples))
+                self._draw(step, writer)
             except Exception:
                 # What cannot be drawn or written now could not at the next start either: what was learnt must not wait for it.
                 writer.sync()
                 self._save()
                 raise
         return improved
+
+    def _draw(self, step: int, writer: MetricWriter | NullWriter) -> None:
+        """Writes samples and what other pictures the objective has; at the end, the animation of all samples."""
+        writer.samples(step, self.sample(self.experiment.samples))
+        for name, table in self._sampling.pictures().items():
+            writer.table(step, name, table)
+        if step == self.experiment.steps:
+            writer.animate()
 
     def _is_best(self, step: int, evaluated: dict[str, float]) -> bool:
         name = self.experiment.best_metric

@@ -105,7 +105,10 @@ MISTAKES = {
         "no --workdir: say where the run is kept, such as --workdir=runs/gan-digits"
     ),
     "train x --workdir=gs://b/x": '--workdir="gs://b/x" is not a folder: give a local or mounted one',
-    "train x --count=3 --workdir=w": "--count is for sample, not for train: remove it",
+    "train x --count=3 --workdir=w": "--count is for evaluate and sample, not for train: remove it",
+    "evaluate --count=3 --workdir=w": (
+        "--count is for the samples that --features compares: give both, or none"
+    ),
     "sample --dry_run --workdir=w": "--dry_run is for train, not for sample: remove it",
     "train x --checkpoint=best --workdir=w": (
         "--checkpoint is for evaluate and sample, not for train: remove it"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 from tensorboard.backend.event_processing import event_accumulator, plugin_event_multiplexer
 
@@ -282,3 +283,19 @@ def test_other_samples_are_refused(tmp_path, decoded):
         f"samples are {type(decoded).__name__}: "
         "they must be an array of pictures or a list of texts"
     )
+
+
+def test_an_animation_of_the_samples(tmp_path, monkeypatch):
+    """Of at most so many, the last among them; tables and other samples are not in it."""
+    monkeypatch.setattr(metrics, "MOST_FRAMES", 2)
+    with metrics.MetricWriter(tmp_path, 0) as writer:
+        for step, level in ((1, 0), (2, 100), (3, 255)):
+            writer.samples(step, np.full([1, 2, 2, 1], level, np.uint8))
+            path = writer.table(step, "pairs", np.zeros([1, 2, 2, 2, 1], np.uint8))
+        writer.animate()
+    assert path.name == "step-00000003-pairs.png"
+    with PIL.Image.open(tmp_path / "samples" / "training.gif") as animation:
+        assert animation.n_frames == 2
+        assert np.asarray(animation.convert("L")).min() == 0
+        animation.seek(1)
+        assert np.asarray(animation.convert("L")).min() == 255

@@ -87,3 +87,24 @@ def test_page():
 def test_markdown_is_indented_code():
     expected = "**1/2**\n\n    a\n    ```\n     b\n\n**2/2**\n\n    c"
     assert pictures.markdown(["a\n```\n b", "c"]) == expected
+
+
+def test_a_table_keeps_its_places():
+    cells = np.arange(6, dtype=np.uint8).reshape(2, 3, 1, 1, 1)
+    result = pictures.table(cells)  # 5 × 3, each pixel 160 × 160.
+    assert result.shape == (480, 800, 1)
+    by_hand = [[0, GREY, 1, GREY, 2], [GREY] * 5, [3, GREY, 4, GREY, 5]]
+    np.testing.assert_array_equal(result[::160, ::160, 0], by_hand)
+    with pytest.raises(ValueError, match=r"uint8 \[rows, columns, height, width, 1 or 3\]"):
+        pictures.table(cells[0])
+
+
+def test_an_animation_shows_each_picture_and_stays_at_the_last():
+    levels = [0, 100, 255]
+    frames = [pictures.png(np.full([4, 5, 1], level, np.uint8)) for level in levels]
+    with PIL.Image.open(io.BytesIO(pictures.animation(frames))) as animation:
+        assert (animation.n_frames, animation.size) == (3, (5, 4))
+        for number, level in enumerate(levels):
+            animation.seek(number)
+            assert np.asarray(animation.convert("L"))[0, 0] == level
+            assert animation.info["duration"] == (3000 if number == 2 else 500)

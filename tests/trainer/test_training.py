@@ -12,19 +12,22 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Mapping
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.objective import Optimizer
+from input_pipeline.noise import Noise
+from models.objective import Batch, Optimizer
 from tests.contract.runs import assert_equal, results
 from tests.trainer.objectives import (
     ONE,
     TWO,
     Regression,
     Scripted,
+    Table,
     experiment,
     points,
     quiet,
@@ -595,3 +598,44 @@ def test_an_optimizer_may_be_shared_by_experiments():
     ]
     assert names[0] == names[1]
     assert "fit/optimizer/network_kernel_momentum" in names[0]
+
+
+class Pictured(Regression):
+    """Shows the first of each example's numbers beside its noise, as pictures of one pixel."""
+
+    def sample(self, noise: Noise) -> tf.Tensor:
+        return noise("x").uniform([1, 1, 1])
+
+    def pictures(self, batch: Batch, noise: Noise) -> Mapping[str, tf.Tensor]:
+        pair = [batch["x"][:, 0], noise("beside").uniform()]
+        return {"pairs": tf.reshape(tf.stack(pair, 1), [-1, 2, 1, 1, 1])}
+
+
+class Pixels(Table):
+    def decode(self, samples: np.ndarray) -> np.ndarray:
+        return np.rint(np.clip(samples, 0, 1) * 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_pictures_of_an_objective_are_written(held_out, tmp_path):
+    """Of held-out examples, else of the first that are trained on, beside the samples; the animation at the end."""
+    x = np.linspace(0, 1, 48, dtype=np.float32).reshape([16, 3])
+    source = Pixels({"x": x, "y": x[:, 0]})
+    fields = {"steps": 2, "samples": 4, "sample_every": 1, "global_batch": 8}
+    if held_out:
+        fields |= {"validation": Pixels({"x": 1 - x, "y": x[:, 0]})}
+    trained = quiet(experiment(Pictured, source, **fields), workdir=tmp_path)
+    trained.train()
+    table = trained._sampling.pictures()["pairs"]
+    assert table.shape == (8, 2, 1, 1, 1)
+    ids = np.arange(8) if held_out else trained.batches.ids(tf.range(8, dtype=tf.int64))
+    shown = (1 - x if held_out else x)[ids, 0]
+    np.testing.assert_array_equal(table[:, 0, 0, 0, 0], np.rint(shown * 255))
+    assert len(set(table[:, 1].ravel())) > 4
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+        "step-00000001-pairs.png",
+        "step-00000001.png",
+        "step-00000002-pairs.png",
+        "step-00000002.png",
+        "training.gif",
+    ]

@@ -1,0 +1,101 @@
+"""Samples in the eyes of a classifier, from the command line: what is compared with what."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from trainer import judge
+from trainer.exits import ConfigError
+from trainer.main import main
+
+SMALL = (
+    "--gin_param=STEPS=40 --gin_param=Experiment.log_every=40 --gin_param=ConvolutionalEncoder.width=4 "
+    "--strategy=one_device"
+)
+
+
+def lockstep(arguments: str, *more: str) -> int:
+    return main([*arguments.split(), *more])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The runs of a classifier, of a VAE of the same digits and of one of larger pictures."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert lockstep(f"train classifier/digits --workdir={folder}/classifier {SMALL}") == 0
+    assert lockstep(f"train vae/digits_mlp --workdir={folder}/vae --gin_param=STEPS=40") == 0
+    return folder
+
+
+def test_evaluate_compares_samples_and_real_pictures(runs, capsys):
+    command = f"evaluate --workdir={runs}/vae --features={runs}/classifier"
+    assert lockstep(command) == 0
+    out = capsys.readouterr().out
+    assert "samples" in out and "real" in out and "frechet_distance" in out
+    found = json.loads(out.splitlines()[-1])
+    assert found["step"] == 40 and "negative_elbo" in found
+    # After 40 steps samples are far from digits, which the held-out digits are not from the others.
+    assert found["samples/frechet_distance"] > 3 * found["real/frechet_distance"] > 0
+    assert found["samples/coverage"] < found["real/coverage"]
+    assert found["real/precision"] > 0.6 and found["real/recall"] > 0.6
+    # Again, and of other samples.
+    assert lockstep(command) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == out.splitlines()[-1]
+    assert lockstep(f"{command} --seed=5 --count=100") == 0
+    other = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert other["samples/frechet_distance"] != found["samples/frechet_distance"]
+
+
+def test_the_real_pictures_are_the_data(runs, monkeypatch):
+    """Held out beside training pictures; where none is held out, two halves without an overlap."""
+    digits = load_digits()["images"].astype(np.uint8)
+    seen: list[np.ndarray] = []
+    recognise = judge.Judge._recognise
+
+    def spy(self: judge.Judge, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        seen.append(pictures)
+        return recognise(self, pictures)
+
+    monkeypatch.setattr(judge.Judge, "_recognise", spy)
+    assert lockstep(f"evaluate --workdir={runs}/vae --features={runs}/classifier") == 0
+    held_out, samples, real = seen
+    assert len(held_out) == len(samples) == len(real) == 180
+    known = {np.rint(digit / 16 * 255).astype(np.uint8).tobytes() for digit in digits}
+    for pictures in (held_out, real):
+        assert {picture.tobytes() for picture in pictures} <= known
+    assert not {p.tobytes() for p in held_out} & {p.tobytes() for p in real}
+    assert len({p.tobytes() for p in samples}) == 180
+
+
+def test_what_cannot_be_compared_is_one_line(runs, capsys, tmp_path):
+    assert lockstep(f"evaluate --workdir={runs}/vae --features={runs}/vae") == 78
+    assert capsys.readouterr().err == (
+        f"lockstep: --features={runs}/vae is a run of VAE: name one of a Classifier\n"
+    )
+    assert lockstep(f"evaluate --workdir={runs}/vae --features={tmp_path}/none") == 78
+    assert f"workdir {tmp_path}/none holds no run" in capsys.readouterr().err
+    assert lockstep(f"sample --workdir={runs}/classifier --count=2") == 78
+    says = "Classifier draws no samples: set Experiment.samples = 0, and evaluate it"
+    assert capsys.readouterr().err == f"lockstep: {says}\n"
+    draws = "--gin_param=Experiment.samples=4 --dry_run"
+    assert lockstep(f"train classifier/digits {draws}") == 78
+    assert capsys.readouterr().err == f"lockstep: {says}\n"
+
+
+def test_pictures_of_another_size_are_refused():
+    spec = {"image": SimpleNamespace(shape=(28, 28, 1))}
+    classifier = SimpleNamespace(
+        workdir="runs/c",
+        batches=SimpleNamespace(element_spec=spec),
+        objective=SimpleNamespace(recognise=lambda images: images),
+    )
+    with pytest.raises(
+        ConfigError, match=r"the pictures are \[8, 8, 1\], and the classifier of runs/c is for"
+    ):
+        judge.Judge(classifier)._recognise(np.zeros((2, 8, 8, 1), np.uint8))
