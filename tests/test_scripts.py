@@ -36,7 +36,11 @@ def checkout(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "given"),
     [
-        ([], "gan/digits --workdir=runs/digits"),
+        (
+            [],
+            "classifier/digits --workdir=runs/classifier-digits "
+            "train gan/digits --features=runs/classifier-digits --workdir=runs/digits",
+        ),
         (["vae/digits", "--workdir=w"], "vae/digits --workdir=w"),
         (["--workdir=w"], "gan/digits --workdir=w"),
         (["--workdir", "w"], "gan/digits --workdir w"),

@@ -37,7 +37,7 @@ exit codes: 0 done, 64 wrong command line, 65 bad data, 69 a package is missing,
 
 OF_ONE_MODE = {"dry_run": ("train",), "checkpoint": ("evaluate", "sample")}
 OF_ONE_MODE |= dict.fromkeys(("count", "seed"), ("evaluate", "sample"))
-OF_ONE_MODE["features"] = ("evaluate",)
+OF_ONE_MODE["features"] = ("evaluate", "train")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _define() -> flags.FlagValues:
     flags.DEFINE_string(
         "features",
         None,
-        "folder of a classifier's run, in whose eyes samples are compared",
+        "folder of a classifier's run, in whose eyes samples are compared with data",
         flag_values=values,
     )
     flags.DEFINE_enum("strategy", "auto", STRATEGIES, "how devices are used", flag_values=values)

@@ -102,6 +102,8 @@ def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     """Trains, or with `--dry_run` says what it would do and writes nothing."""
     folder = None if line.workdir is None else Path(line.workdir)
     bindings = config_files.read(line.configs or _config_of(folder), line.gin_params)
+    if line.features is not None:
+        workdir.config_file(Path(line.features))  # Its absence must not show after an hour.
     with _stoppable():
         names = registry()
         resolved = names.resolve(bindings)
@@ -137,6 +139,11 @@ def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
             steps = int(trainer.step.number.numpy())
             print(f"already done: {steps} steps; more with --gin_param={names.root}.steps=…")
         print(_results(folder))
+    if line.features is not None:
+        with _data_problems():
+            compared = _compared(line, trainer)
+        if trainer.cluster.chief:
+            _print_table(f"samples in the eyes of {line.features}", compared)
 
 
 def evaluate(line: flags.CommandLine, arguments: Sequence[str]) -> None:
@@ -148,11 +155,7 @@ def evaluate(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         if line.features is None or trainer.experiment.validation is not None:
             metrics = trainer.evaluate()
         if line.features is not None:
-            from trainer.judge import Judge
-
-            judge = Judge(_restored(line, Path(line.features))[0])
-            seed = trainer.experiment.seed if line.seed is None else line.seed
-            compared = judge.compare(trainer, line.count, seed)
+            compared = _compared(line, trainer)
     if not trainer.cluster.chief:
         return
     title = f"{line.workdir}, step {step}"
@@ -166,17 +169,27 @@ def evaluate(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     print(json.dumps({"step": step, **finite}, allow_nan=False))
 
 
+def _compared(line: flags.CommandLine, trainer: Trainer) -> dict[str, dict[str, float]]:
+    """Samples and real pictures in the eyes of the classifier of `--features`, see `trainer.judge`."""
+    from trainer.judge import Judge
+
+    classifier, _ = _restored(line, Path(line.features or ""))
+    seed = trainer.experiment.seed if line.seed is None else line.seed
+    return Judge(classifier).compare(trainer, line.count, seed)
+
+
 def _print_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("metric")
     for name in columns:
         table.add_column(name, justify="right")
     for name in sorted({name for column in columns.values() for name in column}):
         cells = (f"{column[name]:.6g}" if name in column else "" for column in columns.values())
         table.add_row(name, *cells)
+    print(title)
     Console().print(table)
 
 

@@ -52,6 +52,16 @@ def test_evaluate_compares_samples_and_real_pictures(runs, capsys):
     assert other["samples/frechet_distance"] != found["samples/frechet_distance"]
 
 
+def test_a_training_ends_with_the_comparison(runs, capsys, tmp_path):
+    command = f"train vae/digits_mlp --workdir={runs}/vae"
+    assert lockstep(f"{command} --gin_param=STEPS=40 --features={runs}/classifier") == 0
+    out = capsys.readouterr().out
+    assert "already done" in out and f"samples in the eyes of {runs}/classifier" in out
+    assert "frechet_distance" in out
+    assert lockstep(f"{command} --features={tmp_path}/none") == 78
+    assert "holds no run" in capsys.readouterr().err
+
+
 def test_the_real_pictures_are_the_data(runs, monkeypatch):
     """Held out beside training pictures; where none is held out, two halves without an overlap."""
     digits = load_digits()["images"].astype(np.uint8)

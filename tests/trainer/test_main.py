@@ -6,10 +6,10 @@ import dataclasses
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -58,7 +58,7 @@ sys.exit(99 if late else code)
     ],
 )
 def test_answers_at_once_and_without_tensorflow(arguments: str, code: int, says: str) -> None:
-    started = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-c", LATE, *arguments.split()],
         cwd=ROOT,
@@ -66,12 +66,13 @@ def test_answers_at_once_and_without_tensorflow(arguments: str, code: int, says:
         text=True,
         stdin=subprocess.DEVNULL,
     )
-    seconds = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == code, done.stderr
     assert says in (done.stdout if code == 0 else done.stderr)
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == (code != 0)
-    assert seconds < 2  # the promise is 1 s; the machine of the tests is busy
+    # The promise is 1 s; other tests use the same cores meanwhile, so only its own work counts.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
 def test_a_reader_that_wants_no_more_is_no_error() -> None:
