@@ -19,57 +19,48 @@ BATCH = 500
 
 
 class Judge:
-    """Compares pictures in the features of a trained classifier.
+    """Compares pictures with those of a data set in the features of a trained classifier.
+
+    The yardstick are held-out pictures; where there are none, half of the training pictures. Beside it the floor: what as many
+    other training pictures have.
 
     Args:
       classifier: a restored training of `models.classifier.Classifier`.
+      data: the training whose data set it is.
+      count: pictures of each kind; None for as many as there are, up to `MOST`.
 
     Raises:
-      ConfigError: if it is the training of something else.
+      ConfigError: if the classifier is the training of something else, or of pictures of another size.
     """
 
-    def __init__(self, classifier: Trainer) -> None:
+    def __init__(self, classifier: Trainer, data: Trainer, count: int | None = None) -> None:
         recognise = getattr(classifier.objective, "recognise", None)
         if recognise is None:
             raise ConfigError(
                 f"--features={classifier.workdir} is a run of {type(classifier.objective).__name__}: name one of a Classifier"
             )
         self._classifier, self._see = classifier, recognise
-
-    def compare(
-        self, trainer: Trainer, count: int | None, seed: int
-    ) -> dict[str, dict[str, float]]:
-        """What samples of a model are like, and beside it what as many real pictures are like: the floor.
-
-        Both are compared with a third set of as many: held-out pictures, or where there are none the other half of the
-        training pictures.
-
-        Args:
-          trainer: of the model, at the weights to judge.
-          count: pictures of each kind; None for as many as there are, up to `MOST`.
-          seed: of the samples.
-
-        Returns:
-          "samples" and "real" -> name -> value.
-        """
-        experiment = trainer.experiment
-        ids = np.asarray(trainer.batches.ids(tf.range(len(experiment.source), dtype=tf.int64)))
-        if experiment.validation is None:
-            reference, floor = (experiment.source, ids[::2]), (experiment.source, ids[1::2])
+        source, held_out = data.experiment.source, data.experiment.validation
+        ids = np.asarray(data.batches.ids(tf.range(len(source), dtype=tf.int64)))
+        if held_out is None:
+            yardstick, floor = (source, ids[::2]), (source, ids[1::2])
         else:
-            held_out = np.arange(len(experiment.validation))
-            reference, floor = (experiment.validation, held_out), (experiment.source, ids)
-        most = min(len(reference[1]), len(floor[1]), count or MOST)
-        expected = self._recognise(_read(*reference, most))
-        found = {
-            "samples": self._recognise(trainer.sample(most, seed)),
-            "real": self._recognise(_read(*floor, most)),
-        }
-        rows = {kind: _metrics(expected[0], *seen) for kind, seen in found.items()}
-        if classes := getattr(trainer.objective, "classes", None):
-            meant = np.arange(most) % classes
-            rows["samples"]["recognised"] = float(np.mean(found["samples"][1].argmax(1) == meant))
-        return rows
+            yardstick, floor = (held_out, np.arange(len(held_out))), (source, ids)
+        self.count = min(len(yardstick[1]), len(floor[1]), count or MOST)
+        self._yardstick, _ = self._recognise(_read(*yardstick, self.count))
+        self.floor = self(_read(*floor, self.count))
+
+    def __call__(self, pictures: np.ndarray, classes: int | None = None) -> dict[str, float]:
+        """Name -> value, of `count` pictures, uint8 `[count, height, width, channels]`.
+
+        With `classes`, picture i is meant to show class i modulo them, and "recognised" is the share that does.
+        """
+        features, probabilities = self._recognise(pictures)
+        found = _metrics(self._yardstick, features, probabilities)
+        if classes:
+            meant = np.arange(len(pictures)) % classes
+            found["recognised"] = float(np.mean(probabilities.argmax(1) == meant))
+        return found
 
     def _recognise(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Features and probabilities of uint8 pictures `[n, height, width, channels]`."""

@@ -175,7 +175,10 @@ def _compared(line: flags.CommandLine, trainer: Trainer) -> dict[str, dict[str, 
 
     classifier, _ = _restored(line, Path(line.features or ""))
     seed = trainer.experiment.seed if line.seed is None else line.seed
-    return Judge(classifier).compare(trainer, line.count, seed)
+    judge = Judge(classifier, trainer, line.count)
+    samples = trainer.sample(judge.count, seed)
+    classes = getattr(trainer.objective, "classes", None)
+    return {"samples": judge(samples, classes), "real": judge.floor}
 
 
 def _print_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> None:

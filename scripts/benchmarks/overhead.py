@@ -20,8 +20,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.arrays import Arrays
-from input_pipeline.batches import Batches, Feature, Slice
+from input_pipeline.batches import Batches, Slice
+from input_pipeline.images import Images
 from input_pipeline.noise import Noise
 from models.image_networks import ConvolutionalDecoder, ConvolutionalEncoder
 from models.vae import VAE
@@ -32,22 +32,8 @@ from trainer.trainer import Trainer
 SHAPE, LATENT, IMAGES = (28, 28, 1), 32, 60_000
 
 
-class Images:
-    """Random bytes as images in memory, as many as MNIST has."""
-
-    def __init__(self) -> None:
-        self.element_spec = {"image": Feature(SHAPE, "float32")}
-        self.images = np.random.default_rng(0).integers(0, 256, (IMAGES, *SHAPE), np.uint8)
-        self._arrays = Arrays({"image": self.images})
-
-    def __len__(self) -> int:
-        return IMAGES
-
-    def read(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"image": tf.cast(self._arrays.read(ids)["image"], tf.float32) / 255}
-
-    def decode(self, samples: np.ndarray) -> np.ndarray:
-        return samples
+PIXELS = np.random.default_rng(0).integers(0, 256, (IMAGES, *SHAPE), np.uint8)
+"""Random bytes, as many as MNIST has."""
 
 
 def objective(width: int) -> Callable:
@@ -140,7 +126,7 @@ class KerasVAE(keras.Model):
 
 
 def keras_fit(
-    source: Images, batch: int, width: int, xla: bool, steps: int, rounds: int, between: Callable
+    batch: int, width: int, xla: bool, steps: int, rounds: int, between: Callable
 ) -> list[float]:
     """Seconds a step of `fit` in each of its rounds: one long call, for its data begin once, with `between()` after each."""
 
@@ -161,15 +147,15 @@ def keras_fit(
     model = KerasVAE(width)
     # As many steps an execution as the trainer has in a loop.
     model.compile("adam", cross_entropy, steps_per_execution=20, jit_compile=xla)
-    data = recipe(source, batch).map(lambda images: (images, images))
+    data = recipe(batch).map(lambda images: (images, images))
     options = {"steps_per_epoch": steps, "epochs": rounds + 1, "verbose": 0}
     model.fit(data, callbacks=[Rounds()], **options)
     return seconds[1:]
 
 
-def recipe(source: Images, batch: int) -> tf.data.Dataset:
+def recipe(batch: int) -> tf.data.Dataset:
     """The input pipeline of most tutorials."""
-    data = tf.data.Dataset.from_tensor_slices(source.images).shuffle(IMAGES).repeat()
+    data = tf.data.Dataset.from_tensor_slices(PIXELS).shuffle(IMAGES).repeat()
     data = data.map(
         lambda image: tf.cast(image, tf.float32) / 255, num_parallel_calls=tf.data.AUTOTUNE
     )
@@ -202,7 +188,7 @@ def main() -> None:
     parser.add_argument("--xla", action="store_true", help="compile all of them")
     arguments = parser.parse_args()
 
-    source = Images()
+    source = Images(PIXELS)
     common = (source, arguments.batch, arguments.width, arguments.xla)
     runs = {
         "lockstep": lockstep_loop(*common, log_every=20),
@@ -218,7 +204,7 @@ def main() -> None:
         for name in sorted(runs, reverse=len(times["lockstep"]) % 2 == 1):
             times[name].append(seconds_a_step(runs[name], arguments.steps))
 
-    times["Keras fit"] = keras_fit(*common, arguments.steps, arguments.rounds, others)
+    times["Keras fit"] = keras_fit(*common[1:], arguments.steps, arguments.rounds, others)
     median = {name: statistics.median(values) for name, values in times.items()}
     print(
         f"{arguments.rounds} rounds of {arguments.steps} steps of {arguments.batch} images, TensorFlow {tf.__version__}, Keras {keras.__version__}"
@@ -240,9 +226,7 @@ def main() -> None:
                 Batches(source, arguments.batch).training(Slice()), 2000, arguments.batch
             )
         )
-        rates["recipe"].append(
-            images_a_second(recipe(source, arguments.batch), 300, arguments.batch)
-        )
+        rates["recipe"].append(images_a_second(recipe(arguments.batch), 300, arguments.batch))
     for name, values in rates.items():
         print(f"input, {name}: {statistics.median(values):,.0f} images/s")
     ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates["recipe"], strict=True))
