@@ -170,7 +170,9 @@ def parse(arguments: Sequence[str]) -> CommandLine:
         **{field.name: value[field.name] for field in dataclasses.fields(Hardware)}
         | {"hosts": tuple(value["hosts"])}
     )
-    workers(hardware, os.environ)
+    hosts, _ = workers(hardware, os.environ)
+    if value["features"] is not None and len(hosts) > 1:
+        raise UsageError("--features compares on one machine: evaluate the run afterwards on one")
     configs += value["gin_file"]
     _check_files(mode, configs, value)
     return CommandLine(

@@ -26,6 +26,7 @@ from trainer.exits import (
     UserError,
     one_line,
 )
+from trainer.hardware import Hardware
 from trainer.preemption import stop_signal
 
 if TYPE_CHECKING:
@@ -112,12 +113,12 @@ def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
             config.compare(before, resolved, _may_differ(names.root), str(folder))
         if folder is None or line.dry_run:
             print(resolved.text)
-            trainer = _trainer(names, resolved, line, None)
+            trainer = _trainer(names, resolved, line.hardware, None)
             with _data_problems():
                 print(trainer.describe())
             return
         workdir.prepare(folder)
-        trainer = _trainer(names, resolved, line, folder)
+        trainer = _trainer(names, resolved, line.hardware, folder)
 
     from trainer.trainer import Outcome
 
@@ -138,17 +139,16 @@ def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         if outcome is Outcome.ALREADY_DONE:
             steps = int(trainer.step.number.numpy())
             print(f"already done: {steps} steps; more with --gin_param={names.root}.steps=…")
-        print(_results(folder))
-    if line.features is not None:
-        with _data_problems():
-            compared = _compared(line, trainer)
-        if trainer.cluster.chief:
+        if line.features is not None:
+            with _data_problems():
+                compared = _compared(line, trainer)
             _print_table(f"samples in the eyes of {line.features}", compared)
+        print(_results(folder))
 
 
 def evaluate(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     """Prints metrics as tables and as one line of JSON: of held-out examples, and with `--features` of samples."""
-    trainer, step = _restored(line, Path(line.workdir or ""), line.checkpoint, line.gin_params)
+    trainer, step = _run_of(line)
     metrics: dict[str, float] = {}
     compared: dict[str, dict[str, float]] = {}
     with _data_problems():
@@ -173,7 +173,7 @@ def _compared(line: flags.CommandLine, trainer: Trainer) -> dict[str, dict[str, 
     """Samples and real pictures in the eyes of the classifier of `--features`, see `trainer.judge`."""
     from trainer.judge import Judge
 
-    classifier, _ = _restored(line, Path(line.features or ""))
+    classifier, _ = _restored(Path(line.features or ""), Hardware(strategy="one_device"))
     seed = trainer.experiment.seed if line.seed is None else line.seed
     judge = Judge(classifier, trainer, line.count)
     samples = trainer.sample(judge.count, seed)
@@ -198,7 +198,7 @@ def _print_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> None
 
 def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     """Draws samples into the workdir and prints the path of the picture, or the texts."""
-    trainer, step = _restored(line, Path(line.workdir or ""), line.checkpoint, line.gin_params)
+    trainer, step = _run_of(line)
     count = line.count or trainer.experiment.samples
     if not count:
         raise UsageError("the configuration has samples = 0: give --count")
@@ -232,13 +232,18 @@ def _config_of(folder: Path | None) -> list[str]:
     )
 
 
+def _run_of(line: flags.CommandLine) -> tuple[Trainer, int]:
+    """The trainer of the run in the workdir, at the checkpoint asked for."""
+    folder = Path(line.workdir or "")
+    return _restored(folder, line.hardware, line.checkpoint, line.gin_params)
+
+
 def _restored(
-    line: flags.CommandLine, folder: Path, which: str = "last", gin_params: Sequence[str] = ()
+    folder: Path, hardware: Hardware, which: str = "last", gin_params: Sequence[str] = ()
 ) -> tuple[Trainer, int]:
-    """The trainer of the run in a folder, at the checkpoint asked for."""
     bindings = config_files.read([str(workdir.config_file(folder))], gin_params)
     names = registry()
-    trainer = _trainer(names, names.resolve(bindings), line, folder)
+    trainer = _trainer(names, names.resolve(bindings), hardware, folder)
     step = trainer.restore(which)
     if step == 0:
         raise ConfigError(f"workdir {folder} holds no checkpoint yet: train for longer first")
@@ -246,13 +251,13 @@ def _restored(
 
 
 def _trainer(
-    names: config.Registry, resolved: config.Resolved, line: flags.CommandLine, folder: Path | None
+    names: config.Registry, resolved: config.Resolved, hardware: Hardware, folder: Path | None
 ) -> Trainer:
     from trainer.trainer import Trainer
 
     with _data_problems():
         try:
-            return Trainer(names.build(resolved), line.hardware, folder, note=_say)
+            return Trainer(names.build(resolved), hardware, folder, note=_say)
         except (ValueError, TypeError) as error:
             if _is_data_error(error):
                 raise

@@ -107,6 +107,9 @@ MISTAKES = {
     ),
     "train x --workdir=gs://b/x": '--workdir="gs://b/x" is not a folder: give a local or mounted one',
     "train x --count=3 --workdir=w": "--count is for evaluate and sample, not for train: remove it",
+    "train x --features=c --workdir=w --hosts=a:1,b:1 --worker=0": (
+        "--features compares on one machine: evaluate the run afterwards on one"
+    ),
     "evaluate --count=3 --workdir=w": (
         "--count is for the samples that --features compares: give both, or none"
     ),
