@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
+from sklearn.neighbors import NearestNeighbors
 
 from input_pipeline.batches import Source
 from models.sample_metrics import frechet_distance, kernel_distance, neighbourhoods
@@ -15,6 +16,8 @@ from trainer.trainer import Trainer
 
 MOST = 10_000
 """Pictures of a kind that are compared, if there are so many and no other number is asked for."""
+SEARCHED = 100_000
+"""Training pictures among which neighbours are searched."""
 BATCH = 500
 
 
@@ -82,6 +85,27 @@ class Judge:
             return self._see(tf.cast(pictures, tf.float32) / 255)
 
         return tf.function(run, autograph=False, reduce_retracing=True)
+
+
+def nearest(data: Trainer, pictures: np.ndarray, neighbours: int = 7) -> np.ndarray:
+    """Each picture beside the training pictures nearest to it, pixel by pixel: a model that memorises shows twins.
+
+    Args:
+      data: the training whose pictures are searched, the first `SEARCHED` of them in its order.
+      pictures: uint8 `[n, height, width, channels]`.
+      neighbours: training pictures beside each.
+
+    Returns:
+      uint8 `[n, 1 + neighbours, height, width, channels]`.
+    """
+    source = data.experiment.source
+    count = min(len(source), SEARCHED)
+    ids = np.asarray(data.batches.ids(tf.range(count, dtype=tf.int64)))
+    known = _read(source, ids, count)
+    search = NearestNeighbors(n_neighbors=min(neighbours, count), algorithm="brute")
+    search.fit(known.reshape(count, -1).astype(np.float32))
+    found = search.kneighbors(pictures.reshape(len(pictures), -1), return_distance=False)
+    return np.concatenate([pictures[:, np.newaxis], known[found]], 1)
 
 
 def _read(source: Source, ids: np.ndarray, count: int) -> np.ndarray:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from trainer.trainer import Trainer
 
 INTERRUPTED = 130  # as shells report SIGINT
+NEIGHBOURED = 8
+"""Samples that are shown beside their nearest training pictures."""
 FROM_TF_DATA = re.compile(r"\bDataError: (.+)\nTraceback ")
 
 
@@ -170,13 +172,21 @@ def evaluate(line: flags.CommandLine, arguments: Sequence[str]) -> None:
 
 
 def _compared(line: flags.CommandLine, trainer: Trainer) -> dict[str, dict[str, float]]:
-    """Samples and real pictures in the eyes of the classifier of `--features`, see `trainer.judge`."""
-    from trainer.judge import Judge
+    """Samples and real pictures in the eyes of the classifier of `--features`, see `trainer.judge`.
+
+    Leaves a picture of samples beside their nearest training pictures.
+    """
+    from trainer import pictures
+    from trainer.judge import Judge, nearest
 
     classifier, _ = _restored(Path(line.features or ""), Hardware(strategy="one_device"))
     seed = trainer.experiment.seed if line.seed is None else line.seed
     judge = Judge(classifier, trainer, line.count)
     samples = trainer.sample(judge.count, seed)
+    name = f"step-{int(trainer.step.number.numpy()):08d}-neighbours.png"
+    path = Path(line.workdir or "") / "samples" / name
+    workdir.prepare(path.parent)
+    durable.write(path, pictures.png(pictures.table(nearest(trainer, samples[:NEIGHBOURED]))))
     classes = getattr(trainer.objective, "classes", None)
     return {"samples": judge(samples, classes), "real": judge.floor}
 

@@ -7,9 +7,11 @@ import pathlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from sklearn.datasets import load_digits
 
-from trainer import judge
+from tests.trainer.objectives import quiet
+from trainer import catalogue, config_files, judge
 from trainer.main import main
 
 SMALL = (
@@ -48,6 +50,27 @@ def test_evaluate_compares_samples_and_real_pictures(runs, capsys):
     assert lockstep(f"{command} --seed=5 --count=100") == 0
     other = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert other["samples/frechet_distance"] != found["samples/frechet_distance"]
+
+
+def test_samples_are_shown_beside_the_nearest_training_pictures(runs):
+    """Of one that is a training picture, that is the first neighbour; the others are the next in pixels."""
+    names = catalogue.registry()
+    resolved = names.resolve(config_files.read([f"{runs}/vae/config.gin"]))
+    trainer = quiet(names.build(resolved))
+    source = trainer.experiment.source
+    trained = source.decode(source.read(tf.range(len(source), dtype=tf.int64))["image"])
+    pictures = np.stack([trained[5], np.full([8, 8, 1], 255, np.uint8)])
+    table = judge.nearest(trainer, pictures, neighbours=3)
+    assert table.shape == (2, 4, 8, 8, 1)
+    known = {picture.tobytes() for picture in trained}
+    for row in table:
+        distances = [((picture - 1.0 * row[0]) ** 2).sum() for picture in row[1:]]
+        assert distances == sorted(distances)
+        everything = sorted(((trained - 1.0 * row[0]) ** 2).sum((1, 2, 3)))
+        np.testing.assert_allclose(distances, everything[:3])
+        assert {picture.tobytes() for picture in row[1:]} <= known
+    np.testing.assert_array_equal(table[0, 0], table[0, 1])
+    assert (runs / "vae/samples/step-00000040-neighbours.png").exists()
 
 
 def test_a_training_ends_with_the_comparison(runs, capsys, tmp_path):
