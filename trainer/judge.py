@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import io
+import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +15,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from input_pipeline.batches import Source
 from models.sample_metrics import frechet_distance, kernel_distance, neighbourhoods
+from trainer import durable
 from trainer.exits import ConfigError
 from trainer.trainer import Trainer
 
@@ -50,8 +55,8 @@ class Judge:
         else:
             yardstick, floor = (held_out, np.arange(len(held_out))), (source, ids)
         self.count = min(len(yardstick[1]), len(floor[1]), count or MOST)
-        self._yardstick, _ = self._recognise(_read(*yardstick, self.count))
-        self.floor = self(_read(*floor, self.count))
+        self._yardstick, _ = self._remembered(_read(*yardstick, self.count))
+        self.floor = _metrics(self._yardstick, *self._remembered(_read(*floor, self.count)))
 
     def __call__(self, pictures: np.ndarray, classes: int | None = None) -> dict[str, float]:
         """Name -> value, of `count` pictures, uint8 `[count, height, width, channels]`.
@@ -64,6 +69,25 @@ class Judge:
             meant = np.arange(len(pictures)) % classes
             found["recognised"] = float(np.mean(probabilities.argmax(1) == meant))
         return found
+
+    def _remembered(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `_recognise`, kept in the classifier's folder under a key of the pictures and of its weights."""
+        digest = hashlib.sha256(pictures.tobytes())
+        for name, network in sorted(self._classifier.objective.networks.items()):
+            for weight in network.weights:
+                digest.update(f"{name} {weight.path}".encode())
+                digest.update(weight.numpy().tobytes())
+        path = pathlib.Path(self._classifier.workdir or "") / "seen" / f"{digest.hexdigest()}.npz"
+        if path.exists():
+            with np.load(path, allow_pickle=False) as kept:
+                return kept["features"], kept["probabilities"]
+        features, probabilities = self._recognise(pictures)
+        with contextlib.suppress(OSError):  # Another's folder may be read-only.
+            path.parent.mkdir(exist_ok=True)
+            file = io.BytesIO()
+            np.savez(file, features=features, probabilities=probabilities)
+            durable.write(path, file.getvalue())
+        return features, probabilities
 
     def _recognise(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Features and probabilities of uint8 pictures `[n, height, width, channels]`."""

@@ -44,9 +44,12 @@ def test_evaluate_compares_samples_and_real_pictures(runs, capsys):
     assert found["samples/frechet_distance"] > 3 * found["real/frechet_distance"] > 0
     assert found["samples/coverage"] < found["real/coverage"]
     assert found["real/precision"] > 0.6 and found["real/recall"] > 0.6
-    # Again, and of other samples.
+    # Again, with what is remembered of the real pictures, and of other samples.
+    seen = sorted((runs / "classifier/seen").iterdir())
+    assert len(seen) == 2
     assert lockstep(command) == 0
     assert capsys.readouterr().out.splitlines()[-1] == out.splitlines()[-1]
+    assert sorted((runs / "classifier/seen").iterdir()) == seen
     assert lockstep(f"{command} --seed=5 --count=100") == 0
     other = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert other["samples/frechet_distance"] != found["samples/frechet_distance"]
@@ -94,6 +97,8 @@ def test_the_real_pictures_are_the_data(runs, monkeypatch):
         return recognise(self, pictures)
 
     monkeypatch.setattr(judge.Judge, "_recognise", spy)
+    for path in (runs / "classifier/seen").iterdir():
+        path.unlink()
     assert lockstep(f"evaluate --workdir={runs}/vae --features={runs}/classifier") == 0
     held_out, real, samples = seen
     assert len(held_out) == len(samples) == len(real) == 180
