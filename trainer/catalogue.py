@@ -24,10 +24,13 @@ def registry() -> config.Registry:
     from input_pipeline.split import Split
     from input_pipeline.text import pydoc_topics
     from input_pipeline.transforms import Binarize, Dequantize, Flip, Shift
+    from models.bounds import ELBO, IWAE
     from models.classifier import Classifier
     from models.gan import GAN
     from models.image_networks import ConvolutionalDecoder, ConvolutionalEncoder
     from models.language_model import LSTMLanguageModel
+    from models.latents import StandardNormal, StochasticLayer
+    from models.likelihoods import Bernoulli, Gaussian
     from models.mlp import MLPDecoder, MLPEncoder
     from models.objective import Optimizer
     from models.vae import VAE
@@ -52,6 +55,10 @@ def registry() -> config.Registry:
         names.register(objective, given={"element_spec"})
     for network in (ConvolutionalEncoder, MLPEncoder, ConvolutionalDecoder, MLPDecoder):
         names.register(network, given={"shape", "inputs", "outputs", "noise", "name"})
+    for bound in (ELBO, IWAE):
+        names.register(bound)
+    for part in (StandardNormal, StochasticLayer, Bernoulli, Gaussian):
+        names.register(part, given={"units", "shape", "noise", "name"})
     for rule in OPTIMIZERS:
         names.register(getattr(keras.optimizers, rule), elsewhere=of_optimizers)
     for schedule in SCHEDULES:

@@ -12,9 +12,12 @@ from input_pipeline.digits import Digits
 from input_pipeline.split import Split
 from input_pipeline.text import pydoc_topics
 from input_pipeline.transforms import Binarize, Dequantize, Shift
+from models.bounds import ELBO, IWAE
 from models.gan import GAN
 from models.image_networks import ConvolutionalDecoder, ConvolutionalEncoder
 from models.language_model import LSTMLanguageModel
+from models.latents import StochasticLayer
+from models.likelihoods import Gaussian
 from models.mlp import MLPDecoder, MLPEncoder
 from models.objective import Optimizer, Phase
 from models.vae import VAE
@@ -78,7 +81,7 @@ def vae(**fields: object) -> Experiment:
         encoder=functools.partial(ConvolutionalEncoder, width=8, group=GROUP, dropout=0.1),
         decoder=functools.partial(ConvolutionalDecoder, width=8, group=GROUP),
         latent=4,
-        kl_warmup_steps=30,
+        bound=ELBO(kl_warmup_steps=30),
         optimizer=Optimizer(
             rule=functools.partial(keras.optimizers.AdamW, weight_decay=0.01),
             learning_rate=rate,
@@ -96,12 +99,28 @@ def iwae(**fields: object) -> Experiment:
         encoder=functools.partial(MLPEncoder, widths=(12,)),
         decoder=functools.partial(MLPDecoder, widths=(12,)),
         latent=4,
-        bound="dreg",
-        samples=3,
+        bound=IWAE(samples=3, doubly_reparameterised=True),
         evaluation_samples=20,
         evaluation_chunk=10,
     )
     fields = {"transforms": (Binarize(),), "evaluate_every": 10} | fields
+    return _experiment(objective, Digits(), "negative_log_likelihood", **fields)
+
+
+def two_layers(**fields: object) -> Experiment:
+    """Two stochastic layers on the ELBO, free bits averaged over groups of examples, a learnt scale of the pixels."""
+    objective = functools.partial(
+        VAE,
+        encoder=functools.partial(MLPEncoder, widths=(12,)),
+        decoder=functools.partial(MLPDecoder, widths=(12,)),
+        latent=4,
+        prior=functools.partial(StochasticLayer, latent=3),
+        likelihood=Gaussian,
+        bound=ELBO(free_bits=0.05, free_bits_examples=GROUP),
+        evaluation_samples=20,
+        evaluation_chunk=10,
+    )
+    fields = {"transforms": (Dequantize(levels=17),), "evaluate_every": 10} | fields
     return _experiment(objective, Digits(), "negative_log_likelihood", **fields)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.contract.families import FAMILIES, dcgan, fingerprint, iwae
+from tests.contract.families import FAMILIES, dcgan, fingerprint, iwae, two_layers
 from tests.contract.runs import ONE, Run, assert_close, assert_equal, train
 from trainer.hardware import Hardware
 
@@ -82,10 +82,11 @@ def test_batch_norm_in_a_discriminator_is_the_same(tmp_path):
         assert abs(one.weights[name] - one.initial[name]).max() > 0.01, name
 
 
-def test_several_samples_an_example_are_the_same(tmp_path):
-    """Of importance weighting in training, and in evaluation in chunks of many more."""
-    one = train(iwae(steps=20), ONE, tmp_path / "one")
-    two = train(iwae(steps=20), LAYOUTS["replicas2_accumulation2"], tmp_path / "two")
+@pytest.mark.parametrize("make", [iwae, two_layers])
+def test_several_samples_an_example_are_the_same(make, tmp_path):
+    """Of importance weighting in training or of free bits, and in evaluation in chunks of many more."""
+    one = train(make(steps=20), ONE, tmp_path / "one")
+    two = train(make(steps=20), LAYOUTS["replicas2_accumulation2"], tmp_path / "two")
     assert_close(two, one, losses=1e-9, weights=1e-8)
     assert "eval/negative_log_likelihood" in one.rows[-1][2]
 

@@ -698,7 +698,7 @@ def test_registered_classes_are_made_as_bound() -> None:
         ),
         ("GAN.element_spec=1", "GAN.element_spec is given by its caller: remove the binding"),
         ("Optimizer.rule=@Nadam", "@Nadam is not known; did you mean Adam?"),
-        ("VAE.beta=2.0", "VAE.beta is never used: nothing in this configuration refers to @VAE"),
+        ("VAE.latent=2", "VAE.latent is never used: nothing in this configuration refers to @VAE"),
     ],
 )
 def test_wrong_binding_of_what_is_registered(param: str, says: str) -> None:
