@@ -23,7 +23,15 @@ def registry() -> config.Registry:
     from input_pipeline.images import idx_images, mnist, numpy_images
     from input_pipeline.split import Split
     from input_pipeline.text import pydoc_topics
-    from input_pipeline.transforms import Binarize, Dequantize, Flip, Shift
+    from input_pipeline.transforms import (
+        Binarize,
+        CentreCrop,
+        Dequantize,
+        Flip,
+        RandomCrop,
+        Resize,
+        Shift,
+    )
     from models.gan import GAN
     from models.image_networks import ConvolutionalDecoder, ConvolutionalEncoder
     from models.language_model import LSTMLanguageModel
@@ -43,7 +51,7 @@ def registry() -> config.Registry:
     }
 
     names = config.Registry()
-    transforms = (Binarize, Dequantize, Flip, Shift)
+    transforms = (Binarize, CentreCrop, Dequantize, Flip, RandomCrop, Resize, Shift)
     sources = (Digits, ImageFolder, idx_images, mnist, numpy_images, pydoc_topics, Split)
     for plain in (Experiment, Optimizer, *sources, *transforms):
         names.register(plain)
