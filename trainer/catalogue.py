@@ -21,6 +21,7 @@ def registry() -> config.Registry:
     from input_pipeline.digits import Digits
     from input_pipeline.image_folder import ImageFolder
     from input_pipeline.images import idx_images, mnist, numpy_images
+    from input_pipeline.packed import Packed
     from input_pipeline.split import Split
     from input_pipeline.text import pydoc_topics
     from input_pipeline.transforms import (
@@ -52,7 +53,7 @@ def registry() -> config.Registry:
 
     names = config.Registry()
     transforms = (Binarize, CentreCrop, Dequantize, Flip, RandomCrop, Resize, Shift)
-    sources = (Digits, ImageFolder, idx_images, mnist, numpy_images, pydoc_topics, Split)
+    sources = (Digits, ImageFolder, idx_images, mnist, numpy_images, Packed, pydoc_topics, Split)
     for plain in (Experiment, Optimizer, *sources, *transforms):
         names.register(plain)
     for objective in (GAN, VAE, LSTMLanguageModel):
