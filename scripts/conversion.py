@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ SRC is one of
   a folder with the four files of MNIST or a set of its form (--part)
   an idx file, compressed or not (--labels)
   a NumPy array, file.npy or file.npz:name (--labels)
+  TFRecord files of tf.train.Example, 'folder/train-*' in quotes (--image_feature, --label_feature, --classes)
 
 DST holds images.npy, labels.npy and index.json, the same bytes each time. It is written as .DST.partial and renamed when
 it is complete; stopped before, the same command goes on. In a configuration it is Packed.folder = "DST".
@@ -77,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     images.add_argument("--labels", metavar="SRC", help="idx file or array of the labels")
     images.add_argument("--part", choices=("train", "test"), help="of MNIST's (default: train)")
+    images.add_argument(
+        "--image_feature", metavar="KEY", help="of JPEG or PNG (default: image/encoded)"
+    )
+    images.add_argument("--label_feature", metavar="KEY", help="of integers (default: no labels)")
+    images.add_argument("--classes", type=int, metavar="N", help="how many --label_feature has")
     verify = commands.add_parser(
         "verify",
         help="compare a packed folder with its checksums",
@@ -107,16 +114,32 @@ def _source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
     """The source that the command line names, and its files."""
     from input_pipeline.image_folder import ImageFolder
     from input_pipeline.images import idx_images, mnist, numpy_images
+    from input_pipeline.tfrecords import TFRecords
 
     path = pathlib.Path(line.source)
-    given = {name for name in ("size", "channels", "labels", "part") if getattr(line, name)}
+    known = ("size", "channels", "labels", "part", "image_feature", "label_feature", "classes")
+    given = {name for name in known if getattr(line, name)}
     if path.is_dir() and any(path.glob("*-images-idx3-ubyte*")):
         _refuse(given - {"part"}, "MNIST's files")
         return mnist(line.source, line.part or "train"), sorted(path.iterdir())
     if path.is_dir():
         _refuse(given - {"size", "channels"}, "a folder of pictures")
-        source = ImageFolder(line.source, size=_size(line.size), channels=line.channels)
-        return source, source.paths
+        folder = ImageFolder(line.source, size=_size(line.size), channels=line.channels)
+        return folder, folder.paths
+    records = [pathlib.Path(file) for file in sorted(glob.glob(line.source))]
+    if given & {"image_feature", "label_feature"} or _is_tfrecord(records):
+        _refuse(given & {"labels", "part"}, "TFRecord files")
+        if len(given & {"label_feature", "classes"}) == 1:
+            raise UsageError("--label_feature and --classes belong together: give both or neither")
+        shards = TFRecords(
+            line.source,
+            image=line.image_feature or "image/encoded",
+            label=line.label_feature,
+            classes=line.classes,
+            size=_size(line.size),
+            channels=line.channels,
+        )
+        return shards, records
     _refuse(given - {"labels"}, "an array")
     arrays = [text for text in (line.source, line.labels) if text]
     files = [
@@ -124,6 +147,10 @@ def _source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
     ]
     named = path.name.endswith(".npy") or ".npz" in path.name
     return (numpy_images if named else idx_images)(line.source, line.labels), files
+
+
+def _is_tfrecord(files: Sequence[pathlib.Path]) -> bool:
+    return bool(files) and ("tfrecord" in files[0].name or len(files) > 1)
 
 
 def _refuse(flags: set[str], what: str) -> None:

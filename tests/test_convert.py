@@ -29,6 +29,14 @@ def conversion():
     return module
 
 
+def example(image, label):
+    features = {
+        "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
+        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
 @pytest.fixture
 def sources(tmp_path):
     """A folder with the same pictures and labels in each form."""
@@ -38,6 +46,12 @@ def sources(tmp_path):
             path = tmp_path / "mnist" / f"{name}-{kind}-ubyte.gz"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(gzip.compress(head + array.tobytes()))
+    for shard in range(2):
+        with tf.io.TFRecordWriter(f"{tmp_path}/train.tfrecord-{shard}") as writer:
+            for array, label in list(zip(PICTURES, LABELS, strict=True))[3 * shard : 3 * shard + 3]:
+                file = io.BytesIO()
+                Image.fromarray(array).save(file, "PNG")
+                writer.write(example(file.getvalue(), int(label)))
     np.save(tmp_path / "images.npy", PICTURES)
     np.savez(tmp_path / "both.npz", x=PICTURES, y=LABELS)
     for number, (array, label) in enumerate(zip(PICTURES, LABELS, strict=True)):
@@ -59,6 +73,8 @@ IDX = "mnist/train-images-idx3-ubyte.gz --labels=mnist/train-labels-idx1-ubyte.g
         ("images.npy", range(6), False),
         ("both.npz:x --labels=both.npz:y", range(6), True),
         ("folder", [1, 4, 2, 3, 0, 5], True),
+        ("train.tfrecord-* --label_feature=label --classes=3", range(6), True),
+        ("train.tfrecord-1", [3, 4, 5], False),
     ],
 )
 def test_each_kind_of_source(arguments, order, labelled, sources, conversion, monkeypatch, capsys):

@@ -24,6 +24,7 @@ def registry() -> config.Registry:
     from input_pipeline.packed import Packed
     from input_pipeline.split import Split
     from input_pipeline.text import pydoc_topics
+    from input_pipeline.tfrecords import TFRecords
     from input_pipeline.transforms import (
         Binarize,
         CentreCrop,
@@ -53,7 +54,17 @@ def registry() -> config.Registry:
 
     names = config.Registry()
     transforms = (Binarize, CentreCrop, Dequantize, Flip, RandomCrop, Resize, Shift)
-    sources = (Digits, ImageFolder, idx_images, mnist, numpy_images, Packed, pydoc_topics, Split)
+    sources = (
+        Digits,
+        ImageFolder,
+        idx_images,
+        mnist,
+        numpy_images,
+        Packed,
+        pydoc_topics,
+        Split,
+        TFRecords,
+    )
     for plain in (Experiment, Optimizer, *sources, *transforms):
         names.register(plain)
     for objective in (GAN, VAE, LSTMLanguageModel):
