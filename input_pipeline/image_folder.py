@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps
 
+from input_pipeline.arrays import Arrays
 from input_pipeline.batches import DataError, ElementSpec, Feature
+from input_pipeline.decoding import BadRecord, EncodedPictures, Form, Size
 from input_pipeline.images import pictures
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-MODES = {1: "L", 3: "RGB"}
 
 
 class ImageFolder:
@@ -25,70 +24,68 @@ class ImageFolder:
 
     Args:
       folder: path of files that end in .jpg, .jpeg or .png, or of one folder of such files for each class.
-      size: side of the squares that pictures are cut to: the middle, of full height or width, resized; None if all have
-        one size.
-      channels: 3 for colour, 1 for grey; pictures are converted.
+      size: height and width that pictures are brought to, each on its own, or one number for both; None if all have one
+        size, which is read faster.
+      channels: 3 for colour, 1 for grey, pictures are converted; None if all have as many.
+      fit: what `size` does: "crop", the middle of that form, of full height or width, is resized; "stretch", the whole.
+      on_bad_record: "fail", a file that cannot be read is an error; "skip", the next in order that can be read takes its
+        place with its label: the same on any layout and after a restart. A `Split` of a folder may so have a picture of
+        its other part.
+      bad_budget: of "skip": more bad files than this are an error. Each worker counts those that it meets.
 
     Raises:
+      ValueError: if an argument has none of its values.
       DataError: if there are no pictures, or some in the folder and some in sub-folders. Reading raises it for a file
-        that is no picture, or of another size than the first where `size` is None.
+        that is no picture, or of another size or kind than the first where `size` or `channels` is None.
     """
 
-    def __init__(self, folder: str, size: int | None = None, channels: int = 3) -> None:
-        if channels not in MODES or (size is not None and size < 1):
-            raise ValueError(
-                f"size is {size} and channels {channels}: size must be at least 1, or None, and channels 1 or 3"
-            )
-        self.classes, self._paths, labels = _list(pathlib.Path(folder))
-        self._size, self._channels = size, channels
-        height, width = (size, size) if size else self._load(self._paths[0], None).shape[:2]
-        self.element_spec: ElementSpec = {"image": Feature((height, width, channels), "float32")}
-        self._labels = None
+    def __init__(
+        self,
+        folder: str,
+        size: Size = None,
+        channels: int | None = None,
+        fit: str = "crop",
+        on_bad_record: str = "fail",
+        bad_budget: int = 100,
+    ) -> None:
+        form = Form("ImageFolder", size, fit, channels)
+        self.classes, self.paths, labels = _list(pathlib.Path(folder))
+        names = np.array([str(path) for path in self.paths], object)
+        self._arrays = Arrays({"path": names, "label": np.array(labels, np.int32)})
+        self._pictures = EncodedPictures(
+            len(self.paths), self._load, self._fetch, form, on_bad_record, bad_budget
+        )
+        self.element_spec: ElementSpec = {"image": Feature(self._pictures.shape, "float32")}
         if self.classes:
             self.element_spec["label"] = Feature((), "int32", cardinality=len(self.classes))
-            self._labels = np.array(labels, np.int32)
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.paths)
 
     def read(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
         """The examples of `ids` (int64 `[n]`), decoded by threads of tf.data."""
-        shape = self.element_spec["image"].shape
-        images = tf.numpy_function(self._read, [ids], tf.uint8, stateful=False)
-        images = tf.ensure_shape(images, (ids.shape[0], *shape))
+        images, ids = self._pictures.read(ids)
         batch = {"image": tf.cast(images, tf.float32) / 255}
-        if self._labels is not None:
-            labels = tf.numpy_function(self._labels.__getitem__, [ids], tf.int32, stateful=False)
-            batch["label"] = tf.ensure_shape(labels, ids.shape)
+        if self.classes:
+            batch["label"] = self._arrays.read(ids)["label"]
         return batch
 
     def decode(self, samples: Any) -> np.ndarray:
         """Pictures, uint8 `[n, height, width, channels]`, of floats in [0, 1], cut off at both ends."""
         return pictures(samples)
 
-    def _read(self, ids: np.ndarray) -> np.ndarray:
-        shape = self.element_spec["image"].shape
-        return np.stack([self._load(self._paths[i], shape) for i in ids])
-
-    def _load(self, path: pathlib.Path, shape: Sequence[int] | None) -> np.ndarray:
+    def _load(self, at: int) -> tuple[str, bytes]:
+        path = self.paths[at]
         try:
-            with Image.open(path) as image:
-                if self._size:
-                    # JPEG files decode to a half, a quarter or an eighth, where that is at least twice what is wanted.
-                    image.draft(None, (2 * self._size, 2 * self._size))
-                picture = image.convert(MODES[self._channels])
+            return str(path), path.read_bytes()
         except OSError as error:
-            reason = "it is no picture, or damaged" if error.errno is None else error.strerror
-            raise DataError(f"{path} cannot be read ({reason}): mend or remove it") from None
-        if self._size:
-            picture = ImageOps.fit(picture, (self._size, self._size), Image.Resampling.BICUBIC)
-        found = np.asarray(picture, np.uint8).reshape(picture.height, picture.width, self._channels)
-        if shape is not None and found.shape != tuple(shape):
-            raise DataError(
-                f"{path} has {picture.height}×{picture.width} pixels, and the first picture {shape[0]}×{shape[1]}: "
-                "set ImageFolder.size"
-            )
-        return found
+            raise BadRecord(
+                f"{path} cannot be read ({error.strerror}): mend or remove it"
+            ) from None
+
+    def _fetch(self, ids: tf.Tensor) -> tf.Tensor:
+        paths = tf.unstack(self._arrays.read(ids)["path"], num=ids.shape[0])
+        return tf.stack([tf.io.read_file(path) for path in paths])
 
 
 def _list(folder: pathlib.Path) -> tuple[list[str], list[pathlib.Path], list[int]]:

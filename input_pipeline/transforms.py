@@ -1,4 +1,4 @@
-"""Random changes of images, each a function of the example's own row of noise.
+"""Changes of images; what is random in one is a function of the example's own row of noise.
 
 An image is floating `[h, w, channels]` in [0, 1]. All take the name of the feature they change.
 """
@@ -6,6 +6,7 @@ An image is floating `[h, w, channels]` in [0, 1]. All take the name of the feat
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -15,15 +16,15 @@ from input_pipeline.noise import Noise
 
 @dataclasses.dataclass(frozen=True)
 class _ImageTransform:
-    """A transform that keeps shape and dtype of one feature, an image."""
+    """A transform of one feature, an image, whose dtype it keeps."""
 
     feature: str = dataclasses.field(default="image", kw_only=True)
 
     def element_spec(self, spec: ElementSpec) -> ElementSpec:
-        """The features, unchanged.
+        """The features, with the image's new shape.
 
         Raises:
-          ValueError: if there is no such image.
+          ValueError: if there is no such image, or it is too small.
         """
         image = spec.get(self.feature)
         if image is None or len(image.shape) != 3 or not tf.as_dtype(image.dtype).is_floating:
@@ -31,15 +32,104 @@ class _ImageTransform:
                 f'{type(self).__name__} changes floating images [h, w, channels], and feature "{self.feature}" is '
                 f"{image or 'missing'}: name one of {', '.join(sorted(spec))} that is an image"
             )
-        return spec
+        height, width = self.size_of(*image.shape[:2])
+        changed = dataclasses.replace(image, shape=(height, width, image.shape[2]))
+        return {**spec, self.feature: changed}
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the changed image."""
+        return height, width
 
     def __call__(self, batch: dict[str, tf.Tensor], noise: Noise) -> dict[str, tf.Tensor]:
         """The batch with its images `[noise.rows, h, w, channels]` changed."""
         return {**batch, self.feature: self.change(batch[self.feature], noise)}
 
     def change(self, images: tf.Tensor, noise: Noise) -> tf.Tensor:
-        """Images `[b, h, w, channels]`, as many and of the same dtype."""
+        """Images of `size_of(h, w)`, as many as in `[b, h, w, channels]` and of the same dtype."""
         raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class _SizedTransform(_ImageTransform):
+    """A transform to images of one size.
+
+    Attributes:
+      size: height and width in pixels, or one number for both.
+    """
+
+    size: int | Sequence[int]
+
+    def __post_init__(self) -> None:
+        pair = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
+            raise ValueError(
+                f"{type(self).__name__}.size is {self.size}: it must be height and width, such as (32, 48), or one "
+                "number for both, each at least 1"
+            )
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        new_height, new_width = (self.size, self.size) if isinstance(self.size, int) else self.size
+        return new_height, new_width
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize(_SizedTransform):
+    """Resizes images to `size`, whatever their proportions: crop first to keep them.
+
+    Attributes:
+      method: "area", each new pixel the mean of the area it covers, the way to make images smaller; or "bilinear" with a
+        triangular filter as wide as the new pixel, which also makes them larger smoothly.
+    """
+
+    method: str = "area"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in ("area", "bilinear"):
+            raise ValueError(f'Resize.method is "{self.method}": it must be "area" or "bilinear"')
+
+    def change(self, images: tf.Tensor, noise: Noise) -> tf.Tensor:
+        size = self.size_of(*images.shape[1:3])
+        resized = tf.image.resize(images, size, self.method, antialias=self.method == "bilinear")
+        # Weights that add up to 1 but for rounding can leave the interval by that much.
+        return tf.clip_by_value(tf.cast(resized, images.dtype), 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Crop(_SizedTransform):
+    """Cuts a window of `size` out of each image."""
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        size = super().size_of(height, width)
+        if size[0] > height or size[1] > width:
+            raise ValueError(
+                f'{type(self).__name__}.size is {size[0]}×{size[1]}, and feature "{self.feature}" is {height}×{width}: '
+                "take a smaller size, or Resize before"
+            )
+        return size
+
+
+@dataclasses.dataclass(frozen=True)
+class CentreCrop(_Crop):
+    """Cuts out the middle; what is left over by an odd margin is at the bottom and the right."""
+
+    def change(self, images: tf.Tensor, noise: Noise) -> tf.Tensor:
+        height, width = images.shape[1:3]
+        new_height, new_width = self.size_of(height, width)
+        top, left = (height - new_height) // 2, (width - new_width) // 2
+        return images[:, top : top + new_height, left : left + new_width]
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop(_Crop):
+    """Cuts out a window anywhere in the image, each place as likely."""
+
+    def change(self, images: tf.Tensor, noise: Noise) -> tf.Tensor:
+        height, width = images.shape[1:3]
+        new_height, new_width = self.size_of(height, width)
+        places = tf.constant([height - new_height + 1, width - new_width + 1], tf.float32)
+        origin = tf.cast(tf.cast(noise.uniform([2]), tf.float32) * places, tf.int32)
+        return _windows(images, origin, new_height, new_width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +178,7 @@ class Shift(_ImageTransform):
         padded = tf.pad(images, [[0, 0], margin, margin, [0, 0]])
         # From 0 to 2·pixels: the place of the window that is cut out of the padded image.
         origin = tf.cast(noise.uniform([2]) * (2 * self.pixels + 1), tf.int32)
-        rows = tf.gather(padded, origin[:, :1] + tf.range(height), axis=1, batch_dims=1)
-        return tf.gather(rows, origin[:, 1:] + tf.range(width), axis=2, batch_dims=1)
+        return _windows(padded, origin, height, width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,3 +188,9 @@ class Flip(_ImageTransform):
     def change(self, images: tf.Tensor, noise: Noise) -> tf.Tensor:
         flipped = noise.uniform([1, 1, 1]) < 0.5
         return tf.where(flipped, tf.reverse(images, axis=[2]), images)
+
+
+def _windows(images: tf.Tensor, origin: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """Of each of `[b, h, w, c]` the window that begins at row and column `origin` (int32 `[b, 2]`)."""
+    rows = tf.gather(images, origin[:, :1] + tf.range(height), axis=1, batch_dims=1)
+    return tf.gather(rows, origin[:, 1:] + tf.range(width), axis=2, batch_dims=1)

@@ -21,9 +21,19 @@ def registry() -> config.Registry:
     from input_pipeline.digits import Digits
     from input_pipeline.image_folder import ImageFolder
     from input_pipeline.images import idx_images, mnist, numpy_images
+    from input_pipeline.packed import Packed
     from input_pipeline.split import Split
     from input_pipeline.text import pydoc_topics
-    from input_pipeline.transforms import Binarize, Dequantize, Flip, Shift
+    from input_pipeline.tfrecords import TFRecords
+    from input_pipeline.transforms import (
+        Binarize,
+        CentreCrop,
+        Dequantize,
+        Flip,
+        RandomCrop,
+        Resize,
+        Shift,
+    )
     from models.bounds import ELBO, IWAE
     from models.classifier import Classifier
     from models.gan import GAN
@@ -47,8 +57,18 @@ def registry() -> config.Registry:
     }
 
     names = config.Registry()
-    transforms = (Binarize, Dequantize, Flip, Shift)
-    sources = (Digits, ImageFolder, idx_images, mnist, numpy_images, pydoc_topics, Split)
+    transforms = (Binarize, CentreCrop, Dequantize, Flip, RandomCrop, Resize, Shift)
+    sources = (
+        Digits,
+        ImageFolder,
+        idx_images,
+        mnist,
+        numpy_images,
+        Packed,
+        pydoc_topics,
+        Split,
+        TFRecords,
+    )
     for plain in (Experiment, Optimizer, *sources, *transforms):
         names.register(plain)
     for objective in (Classifier, GAN, VAE, LSTMLanguageModel):

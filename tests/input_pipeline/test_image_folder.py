@@ -59,6 +59,105 @@ def test_pictures_are_cut_to_squares_and_converted(tmp_path):
     assert read(grey, 0)["image"].shape == (1, 8, 8, 1)
 
 
+def test_pictures_are_brought_to_any_form(tmp_path):
+    """Each on its own; by hand: halves of one grey each, of which the middle form keeps both."""
+    halves = np.repeat(np.array([[0] * 16 + [200] * 16], np.uint8), 16, 0)
+    Image.fromarray(halves).save(tmp_path / "a.png")
+    Image.fromarray(halves.T).save(tmp_path / "b.png")
+    cropped = read(ImageFolder(str(tmp_path), size=(8, 4)), 0, 1)["image"] * 255
+    assert cropped.shape == (2, 8, 4, 1)
+    np.testing.assert_allclose(cropped[0, :, [0, 3], 0], [[0] * 8, [200] * 8], atol=20)
+    np.testing.assert_allclose(cropped[1, [0, 7], :, 0], [[0] * 4, [200] * 4], atol=0)
+    stretched = read(ImageFolder(str(tmp_path), size=(8, 4), fit="stretch"), 0, 1)["image"] * 255
+    np.testing.assert_allclose(stretched[0, :, [0, 3], 0], [[0] * 8, [200] * 8], atol=20)
+    reference = Image.fromarray(halves.T).resize((4, 8), Image.Resampling.BICUBIC)
+    np.testing.assert_allclose(stretched[1, ..., 0], np.asarray(reference), atol=1e-4)
+
+
+def test_whatever_decodes_pictures_they_are_the_same(tmp_path):
+    """JPEG of each subsampling and PNG: as Pillow decodes them, bit for bit."""
+    smooth = RANDOM.integers(0, 256, (5, 7, 3), np.uint8)
+    large = Image.fromarray(smooth).resize((50, 38), Image.Resampling.BICUBIC)
+    for number, sampling in enumerate(("4:4:4", "4:2:2", "4:2:0")):
+        large.save(tmp_path / f"{number}.jpg", quality=80, subsampling=sampling)
+    large.save(tmp_path / "3.png")
+    large.save(tmp_path / "4.jpg", progressive=True)
+    # This one has colours by number, and is converted.
+    large.quantize(16).save(tmp_path / "5.png")
+    found = read(ImageFolder(str(tmp_path)), *range(6))["image"]
+    for number, path in enumerate(sorted(tmp_path.iterdir())):
+        pillow = np.asarray(Image.open(path).convert("RGB"))
+        np.testing.assert_array_equal(found[number], pillow / np.float32(255))
+
+
+def test_the_channels_are_those_of_the_pictures_or_converted(tmp_path):
+    grey = picture(tmp_path / "a.png", channels=1)
+    sixteen = RANDOM.integers(0, 2**16, (6, 4), np.uint16)
+    Image.fromarray(sixteen).save(tmp_path / "b.png")
+    source = ImageFolder(str(tmp_path))
+    assert source.element_spec["image"].shape == (6, 4, 1)
+    found = np.rint(read(source, 0, 1)["image"] * 255)
+    np.testing.assert_array_equal(found[0], grey[..., :1])
+    np.testing.assert_array_equal(found[1, ..., 0], sixteen >> 8)
+    coloured = read(ImageFolder(str(tmp_path), channels=3), 0, 1)["image"]
+    np.testing.assert_array_equal(coloured * 255, np.repeat(found, 3, axis=-1))
+
+
+def bad_folder(folder, count=9, bad=(2, 3, 8)):
+    """A folder whose pictures are full of their numbers, but for some that are no pictures."""
+    for number in range(count):
+        path = folder / f"{number % 2}" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((2, 2), number, np.uint8)).save(path)
+        if number in bad:
+            path.write_bytes(b"?")
+    # By folders: 0 2 4 6 8, 1 3 5 7.
+    return ImageFolder(str(folder), on_bad_record="skip", bad_budget=len(bad))
+
+
+def test_the_next_picture_takes_the_place_of_a_bad_one(tmp_path):
+    source = bad_folder(tmp_path)
+    for _ in range(2):  # The second time from a folder known.
+        found = read(source, *range(9))
+        numbers = np.rint(found["image"][:, 0, 0, 0] * 255).astype(int)
+        np.testing.assert_array_equal(numbers, [0, 4, 4, 6, 1, 1, 5, 5, 7])
+        np.testing.assert_array_equal(found["label"], numbers % 2)
+    data = ImageFolder(str(tmp_path), size=2, on_bad_record="skip", bad_budget=3)
+    np.testing.assert_array_equal(read(data, *range(9))["image"], found["image"])
+
+
+def test_the_place_is_taken_from_the_first_after_the_last(tmp_path):
+    source = bad_folder(tmp_path, bad=(0, 7))
+    numbers = np.rint(read(source, 8, 0, 1)["image"][:, 0, 0, 0] * 255)
+    np.testing.assert_array_equal(numbers, [2, 2, 2])
+
+
+def test_skipped_pictures_are_the_same_on_any_layout(tmp_path):
+    def images(worker, step):
+        data = Batches(bad_folder(tmp_path), global_batch=4, seed=3).training(worker, step=step)
+        return [element["image"][0].numpy() for element in data.take(4 * worker.count)]
+
+    alone = images(Slice(), 2)
+    first, second = (images(Slice(4, 2 * worker, 2), 2) for worker in range(2))
+    for step in range(4):
+        parts = [*first[2 * step : 2 * step + 2], *second[2 * step : 2 * step + 2]]
+        np.testing.assert_array_equal(np.concatenate(parts), alone[step])
+
+
+def test_more_bad_pictures_than_the_budget_are_an_error(tmp_path):
+    bad_folder(tmp_path, bad=(2, 3, 5, 8))
+    source = ImageFolder(str(tmp_path), on_bad_record="skip", bad_budget=3)
+    read(source, 1, 4)
+    with pytest.raises(DataError) as error:
+        read(source, 6)
+    assert str(error.value) == (
+        "4 pictures cannot be read, more than ImageFolder.bad_budget = 3: mend or remove "
+        f"{tmp_path}/0/8.png, {tmp_path}/1/3.png, {tmp_path}/1/5.png, …"
+    )
+    with pytest.raises(DataError, match="none of the 9 pictures can be read"):
+        bad_folder(tmp_path, bad=range(9))
+
+
 def test_batches_of_a_folder_have_static_shapes(tmp_path):
     for number in range(5):
         picture(tmp_path / f"{number}.png")
@@ -100,6 +199,10 @@ def test_a_folder_that_cannot_be_used_is_named(write, message, tmp_path):
             lambda path: picture(path, height=5),
             "has 5×4 pixels, and the first picture 6×4: set ImageFolder.size",
         ),
+        (
+            lambda path: picture(path, channels=1),
+            "is grey, and the first picture coloured: set ImageFolder.channels to 1 or 3",
+        ),
     ],
 )
 def test_a_picture_that_cannot_be_read_is_named(damage, message, tmp_path):
@@ -113,6 +216,21 @@ def test_a_picture_that_cannot_be_read_is_named(damage, message, tmp_path):
     assert f"DataError: {tmp_path / 'b.png'}" in str(error.value) and message in str(error.value)
 
 
-def test_arguments_are_checked(tmp_path):
-    with pytest.raises(ValueError, match="channels 2"):
-        ImageFolder(str(tmp_path), channels=2)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"channels": 2},
+            "ImageFolder.channels is 2: it must be 1 for grey, 3 for colour, or None",
+        ),
+        ({"size": (4, 0)}, r"ImageFolder.size is \(4, 0\): it must be height and width"),
+        ({"size": (4,)}, r"ImageFolder.size is \(4,\)"),
+        ({"fit": "pad"}, 'ImageFolder.fit is "pad": it must be "crop" or "stretch"'),
+        ({"on_bad_record": "ignore"}, 'ImageFolder.on_bad_record is "ignore"'),
+        ({"bad_budget": -1}, "ImageFolder.bad_budget is -1: it must be at least 0"),
+    ],
+)
+def test_arguments_are_checked(arguments, message, tmp_path):
+    picture(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=message):
+        ImageFolder(str(tmp_path), **arguments)

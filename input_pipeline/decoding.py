@@ -1,0 +1,269 @@
+"""Encoded pictures, JPEG or PNG, decoded to bytes of one shape by their ids.
+
+Where pictures are wanted as they are in their files, TensorFlow decodes them, several times as fast as Pillow in threads
+of Python; where they are resized or converted, Pillow. Which of them does it is a matter of the picture and the arguments
+alone, never of the batch it is in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+import struct
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image, ImageOps
+
+from input_pipeline.batches import DataError
+
+MODES = {1: "L", 3: "RGB"}
+GREY = ("1", "L", "LA", "La", "I", "F")
+"""Pillow's modes of one channel, beside "I;16" and its like; transparency is left out."""
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises where a file is no picture or damaged."""
+CHUNK = 32
+"""Pictures decoded by one piece of a graph, so that a graph does not grow with the batch."""
+NAMED = 3
+"""Bad records that a message names."""
+
+Size = int | Sequence[int] | None
+Load = Callable[[int], tuple[str, bytes]]
+Fetch = Callable[[tf.Tensor], tf.Tensor]
+
+
+class BadRecord(Exception):
+    """A record that cannot be read; the message is a line for the user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What pictures are brought to, each on its own.
+
+    Attributes:
+      owner: the class that the other attributes are arguments of, for messages.
+      size: height and width, or one number for both; None if all pictures have one size.
+      fit: "crop", the middle of that form and of full height or width, resized; or "stretch", the whole, resized.
+      channels: 1 for grey, 3 for colour; None if all pictures have as many.
+
+    Raises:
+      ValueError: if an argument has none of its values.
+    """
+
+    owner: str
+    size: Size
+    fit: str
+    channels: int | None
+
+    def __post_init__(self) -> None:
+        pair = self.pair
+        if pair is not None and (
+            len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair)
+        ):
+            raise ValueError(
+                f"{self.owner}.size is {self.size}: it must be height and width, such as (32, 48), or one number for "
+                "both, each at least 1, or None"
+            )
+        if self.fit not in ("crop", "stretch"):
+            raise ValueError(f'{self.owner}.fit is "{self.fit}": it must be "crop" or "stretch"')
+        if self.channels not in (None, *MODES):
+            raise ValueError(
+                f"{self.owner}.channels is {self.channels}: it must be 1 for grey, 3 for colour, or None"
+            )
+
+    @property
+    def pair(self) -> tuple[int, ...] | None:
+        """Height and width."""
+        if self.size is None:
+            return None
+        return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+
+    def native(self, data: bytes) -> bool:
+        """Whether a picture, and all like it, has this form already: nothing is resized or converted."""
+        with Image.open(io.BytesIO(data)) as image:
+            own = len(image.getbands())
+            return self.size is None and image.mode == MODES.get(self.channels or own)
+
+    def decode(self, name: str, data: bytes) -> np.ndarray:
+        """The picture, uint8 `[height, width, channels]`.
+
+        Raises:
+          BadRecord: if the data, called `name` in the message, are no picture, or damaged.
+        """
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                if self.pair:
+                    # JPEG files decode to a half, a quarter or an eighth, where that is at least twice what is wanted.
+                    image.draft(None, (2 * self.pair[1], 2 * self.pair[0]))
+                picture = self._converted(image)
+        except DAMAGE:
+            raise BadRecord(
+                f"{name} cannot be read (it is no picture, or damaged): mend or remove it"
+            ) from None
+        if self.pair:
+            height, width = self.pair
+            if self.fit == "crop":
+                picture = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
+            else:
+                picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        return np.asarray(picture, np.uint8).reshape(picture.height, picture.width, -1)
+
+    def check(self, name: str, found: tuple[int, ...], first: tuple[int, ...]) -> None:
+        """Checks that a picture has the shape of the first.
+
+        Raises:
+          DataError: naming it, and what to set.
+        """
+        if found[:2] != first[:2]:
+            raise DataError(
+                f"{name} has {found[0]}×{found[1]} pixels, and the first picture {first[0]}×{first[1]}: set "
+                f"{self.owner}.size"
+            )
+        if found != first:
+            kinds = {1: "grey", 3: "coloured"}
+            raise DataError(
+                f"{name} is {kinds[found[2]]}, and the first picture {kinds[first[2]]}: set {self.owner}.channels to 1 "
+                "or 3"
+            )
+
+    def _converted(self, image: Image.Image) -> Image.Image:
+        sixteen_bits = image.mode.startswith("I;16")
+        grey = sixteen_bits or image.mode in GREY
+        if sixteen_bits:  # Pillow would cut off at 255.
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return image.convert(MODES[self.channels or (1 if grey else 3)])
+
+
+class EncodedPictures:
+    """Pictures by id, wherever their bytes are.
+
+    Args:
+      count: how many there are.
+      load: the name, for messages, and the bytes of one picture; raises BadRecord.
+      fetch: the same bytes in a graph, ids int64 `[k]` -> strings `[k]`; may fail for what `load` cannot read.
+      form: that all are brought to.
+      on_bad_record: "fail", one that cannot be read is an error; or "skip", the next by id that can be read takes its
+        place (after the last, the first).
+      bad_budget: of "skip": how many may be bad. Each worker counts those that it meets.
+
+    Attributes:
+      shape: `(height, width, channels)`, of the first picture that can be read.
+
+    Raises:
+      ValueError: if an argument has none of its values.
+      DataError: if the first picture, or with "skip" more than the budget, cannot be read.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        load: Load,
+        fetch: Fetch,
+        form: Form,
+        on_bad_record: str = "fail",
+        bad_budget: int = 0,
+    ) -> None:
+        if on_bad_record not in ("fail", "skip"):
+            raise ValueError(
+                f'{form.owner}.on_bad_record is "{on_bad_record}": it must be "fail" or "skip"'
+            )
+        if bad_budget < 0:
+            raise ValueError(f"{form.owner}.bad_budget is {bad_budget}: it must be at least 0")
+        self._count, self._load, self._fetch, self._form = count, load, fetch, form
+        self._skips, self._budget = on_bad_record == "skip", bad_budget
+        self._bad: dict[int, str] = {}
+        self._lock = threading.Lock()
+        # Without TensorFlow, whose devices may not be set up yet.
+        self._native = False
+        self.shape: tuple[int, ...] = ()
+        first, at = self._readable(0)
+        self.shape = first.shape
+        self._native = form.native(load(at)[1])
+
+    def read(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Pictures, uint8 `[n, *shape]`, and the ids of those that were read, for `ids` (int64 `[n]`)."""
+        if self._native:
+            pictures, complete = self._by_tensorflow(ids)
+            found = tf.cond(complete, lambda: (pictures, ids), lambda: self._one_by_one(ids))
+        else:
+            found = self._one_by_one(ids)
+        return tf.ensure_shape(found[0], (*ids.shape, *self.shape)), tf.ensure_shape(
+            found[1], ids.shape
+        )
+
+    def _by_tensorflow(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Pictures, and whether all could be read and have the shape; else some are missing."""
+        chunk = _divisor(ids.shape[0])
+        chunks = tf.size(ids, tf.int64) // chunk
+
+        def decode(ids: tf.Tensor) -> tuple[tf.Tensor, bool]:
+            encoded = tf.unstack(self._fetch(ids), num=chunk)
+            return tf.stack([tf.ensure_shape(_decoded(one), self.shape) for one in encoded]), True
+
+        # A dataset is what can catch an error inside of a graph.
+        missing = (tf.zeros([chunk, *self.shape], tf.uint8), False)
+        data = tf.data.Dataset.from_tensor_slices(tf.reshape(ids, [-1, chunk]))
+        data = data.map(tf.autograph.experimental.do_not_convert(decode)).ignore_errors()
+        data = data.concatenate(tf.data.Dataset.from_tensors(missing).repeat())
+        pictures, there = data.take(chunks).batch(chunks).get_single_element()
+        return tf.reshape(pictures, [-1, *self.shape]), tf.reduce_all(there)
+
+    def _one_by_one(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def read(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            found = [self._readable(int(i)) for i in ids]
+            return np.stack([one for one, _ in found]), np.array([at for _, at in found], np.int64)
+
+        return tuple(tf.numpy_function(read, [ids], [tf.uint8, tf.int64], stateful=False))
+
+    def _readable(self, at: int) -> tuple[np.ndarray, int]:
+        """The picture `at`, or with "skip" the next that can be read, and its id."""
+        for candidate in range(at, at + self._count):
+            candidate %= self._count
+            try:
+                return self._picture(candidate), candidate
+            except BadRecord as error:
+                if not self._skips:
+                    raise DataError(str(error)) from None
+                self._count_bad(candidate, str(error))
+        raise DataError(f"none of the {self._count:,} pictures can be read: mend them")
+
+    def _picture(self, at: int) -> np.ndarray:
+        name, data = self._load(at)
+        if self._native:
+            try:
+                found = _decoded(tf.constant(data)).numpy()
+            except tf.errors.InvalidArgumentError:
+                pass
+            else:
+                if found.shape == self.shape:
+                    return found
+        found = self._form.decode(name, data)
+        self._form.check(name, found.shape, self.shape or found.shape)
+        return found
+
+    def _count_bad(self, at: int, message: str) -> None:
+        with self._lock:
+            known = at in self._bad
+            self._bad[at] = message
+            if len(self._bad) > self._budget:
+                names = [text.partition(" cannot be read")[0] for text in self._bad.values()]
+                more = ", …" if len(names) > NAMED else ""
+                raise DataError(
+                    f"{len(names)} pictures cannot be read, more than {self._form.owner}.bad_budget = {self._budget}: "
+                    f"mend or remove {', '.join(names[-NAMED:])}{more}"
+                )
+        if not known:
+            logging.getLogger(__name__).warning("skipped: %s", message)
+
+
+def _decoded(encoded: tf.Tensor) -> tf.Tensor:
+    """A picture as it is in a JPEG or PNG file, by the exact method, which Pillow uses too."""
+    return tf.io.decode_jpeg(encoded, dct_method="INTEGER_ACCURATE")
+
+
+def _divisor(count: int | None) -> int:
+    """The largest divisor up to `CHUNK`; 1 if the number is not known."""
+    return max(k for k in range(1, CHUNK + 1) if (count or 1) % k == 0)

@@ -1,0 +1,240 @@
+"""Makes data sets that are read fast: the program behind scripts/convert."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import hashlib
+import json
+import os
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+import rich.console
+import rich.progress
+
+from trainer import backend
+from trainer.exits import CannotCreate, DataProblem, UsageError, UserError, one_line
+from trainer.main import FROM_TF_DATA, INTERRUPTED
+
+if TYPE_CHECKING:
+    from input_pipeline.batches import Source
+
+SOURCES = """\
+SRC is one of
+  a folder of JPEG and PNG files, with a sub-folder for each class or none
+  a folder with the four files of MNIST or a set of its form (--part)
+  an idx file, compressed or not (--labels)
+  a NumPy array, file.npy or file.npz:name (--labels)
+  TFRecord files of tf.train.Example, 'folder/train-*' in quotes (--image_feature, --label_feature, --classes)
+
+DST holds images.npy, labels.npy and index.json, the same bytes each time. It is written as .DST.partial and renamed when
+it is complete; stopped before, the same command goes on. In a configuration it is Packed.folder = "DST".
+"""
+LINE_SECONDS = 10.0
+REFRESH_SECONDS = 0.1
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command line, without the program's name; returns the exit code."""
+    line = _parser().parse_args(arguments)
+    try:
+        backend.start()
+        {"images": _images, "verify": _verify}[line.command](line)
+    except KeyboardInterrupt:
+        print("lockstep: interrupted; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        known = _user_error(error)
+        if known is None:
+            raise
+        print(f"lockstep: {one_line(known)}", file=sys.stderr)
+        return known.code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scripts/convert", description="Makes data sets that are read fast."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    images = commands.add_parser(
+        "images",
+        help="pack pictures into a folder that is mapped into memory",
+        description="Packs pictures into a folder that is mapped into memory.",
+        epilog=SOURCES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    images.add_argument("source", metavar="SRC")
+    images.add_argument("destination", metavar="DST", help="a folder, which must not be there yet")
+    images.add_argument(
+        "--size", metavar="HxW", help="pictures of files are cut to this form and resized"
+    )
+    images.add_argument(
+        "--channels", type=int, choices=(1, 3), help="pictures of files become grey or coloured"
+    )
+    images.add_argument("--labels", metavar="SRC", help="idx file or array of the labels")
+    images.add_argument("--part", choices=("train", "test"), help="of MNIST's (default: train)")
+    images.add_argument(
+        "--image_feature", metavar="KEY", help="of JPEG or PNG (default: image/encoded)"
+    )
+    images.add_argument("--label_feature", metavar="KEY", help="of integers (default: no labels)")
+    images.add_argument("--classes", type=int, metavar="N", help="how many --label_feature has")
+    verify = commands.add_parser(
+        "verify",
+        help="compare a packed folder with its checksums",
+        description="Compares all contents of a packed folder with their checksums.",
+    )
+    verify.add_argument("destination", metavar="DST")
+    return parser
+
+
+def _images(line: argparse.Namespace) -> None:
+    from input_pipeline.packing import pack
+
+    source, files = _source(line)
+    with Progress(sys.stderr, "pictures") as progress:
+        pack(source, line.destination, _identity(line, files), progress)
+    print(line.destination)
+
+
+def _verify(line: argparse.Namespace) -> None:
+    from input_pipeline.packed import verify
+
+    with Progress(sys.stderr, "bytes") as progress:
+        total = verify(line.destination, progress)
+    print(f"{line.destination}: {total:,} bytes as they were written")
+
+
+def _source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
+    """The source that the command line names, and its files."""
+    from input_pipeline.image_folder import ImageFolder
+    from input_pipeline.images import idx_images, mnist, numpy_images
+    from input_pipeline.tfrecords import TFRecords
+
+    path = pathlib.Path(line.source)
+    known = ("size", "channels", "labels", "part", "image_feature", "label_feature", "classes")
+    given = {name for name in known if getattr(line, name)}
+    if path.is_dir() and any(path.glob("*-images-idx3-ubyte*")):
+        _refuse(given - {"part"}, "MNIST's files")
+        return mnist(line.source, line.part or "train"), sorted(path.iterdir())
+    if path.is_dir():
+        _refuse(given - {"size", "channels"}, "a folder of pictures")
+        folder = ImageFolder(line.source, size=_size(line.size), channels=line.channels)
+        return folder, folder.paths
+    records = [pathlib.Path(file) for file in sorted(glob.glob(line.source))]
+    if given & {"image_feature", "label_feature"} or _is_tfrecord(records):
+        _refuse(given & {"labels", "part"}, "TFRecord files")
+        if len(given & {"label_feature", "classes"}) == 1:
+            raise UsageError("--label_feature and --classes belong together: give both or neither")
+        shards = TFRecords(
+            line.source,
+            image=line.image_feature or "image/encoded",
+            label=line.label_feature,
+            classes=line.classes,
+            size=_size(line.size),
+            channels=line.channels,
+        )
+        return shards, records
+    _refuse(given - {"labels"}, "an array")
+    arrays = [text for text in (line.source, line.labels) if text]
+    files = [
+        pathlib.Path(text.partition(".npz:")[0] + ".npz" * (".npz:" in text)) for text in arrays
+    ]
+    named = path.name.endswith(".npy") or ".npz" in path.name
+    return (numpy_images if named else idx_images)(line.source, line.labels), files
+
+
+def _is_tfrecord(files: Sequence[pathlib.Path]) -> bool:
+    return bool(files) and ("tfrecord" in files[0].name or len(files) > 1)
+
+
+def _refuse(flags: set[str], what: str) -> None:
+    if flags:
+        raise UsageError(f"--{min(flags)} is not for {what}: leave it out")
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d*)[x×]([1-9]\d*)", text)
+    if not match:
+        raise UsageError(f"--size is {text}: it must be height and width in pixels, such as 64x48")
+    return int(match[1]), int(match[2])
+
+
+def _identity(line: argparse.Namespace, files: Sequence[pathlib.Path]) -> str:
+    """A digest of the arguments and of the names, sizes and times of the files: another conversion has another."""
+    state = hashlib.sha256()
+    options = {k: v for k, v in vars(line).items() if k not in ("source", "destination")}
+    state.update(json.dumps(options, sort_keys=True).encode())
+    for file in files:
+        known = file.stat()
+        state.update(f"\n{file.resolve()} {known.st_size} {known.st_mtime_ns}".encode())
+    return state.hexdigest()
+
+
+def _user_error(error: Exception) -> UserError | None:
+    """What a person can mend, with its exit code; None for a bug."""
+    from input_pipeline.batches import DataError
+
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, DataError):
+        return DataProblem(one_line(error))
+    if said := FROM_TF_DATA.search(str(error)):
+        return DataProblem(said[1])
+    if isinstance(error, OSError) and error.errno is not None:
+        reason = (error.strerror or str(error)).lower()
+        return CannotCreate(
+            f"{error.filename or 'the folder'} cannot be read or written ({reason}): mend it, and the same command goes on"
+        )
+    return None
+
+
+class Progress:
+    """How far it is: a bar on a terminal, elsewhere a line every ten seconds. Called with what is done and the whole."""
+
+    def __init__(self, stream: TextIO, unit: str) -> None:
+        self._stream, self._unit = stream, unit
+        self._shown = time.monotonic()
+        self._bar: Any = None
+        if stream.isatty() and os.environ.get("TERM") != "dumb":
+            console = rich.console.Console(file=stream)
+            columns = [
+                rich.progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
+                rich.progress.BarColumn(),
+                rich.progress.TimeRemainingColumn(),
+            ]
+            self._bar = rich.progress.Progress(*columns, console=console, auto_refresh=False)
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        wait = REFRESH_SECONDS if self._bar else LINE_SECONDS
+        if now - self._shown < wait and done < total:
+            return
+        self._shown = now
+        if self._bar:
+            task = (
+                self._bar.task_ids[0] if self._bar.task_ids else self._bar.add_task("", total=total)
+            )
+            self._bar.update(task, completed=done, refresh=True)
+        else:
+            print(f"{done:,}/{total:,} {self._unit} ({100 * done // total} %)", file=self._stream)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

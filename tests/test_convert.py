@@ -1,0 +1,173 @@
+"""scripts/convert: from each kind of source to a packed folder, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import io
+import struct
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from input_pipeline.packed import Packed
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = np.random.default_rng(0).integers(0, 256, (6, 4, 5), np.uint8)
+LABELS = np.array([2, 0, 1, 1, 0, 2], np.uint8)
+
+
+@pytest.fixture(scope="module")
+def conversion():
+    spec = importlib.util.spec_from_file_location("conversion", ROOT / "scripts/conversion.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def example(image, label):
+    features = {
+        "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
+        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """A folder with the same pictures and labels in each form."""
+    for name, count in (("train", 6), ("t10k", 2)):
+        for kind, array in (("images-idx3", PICTURES[:count]), ("labels-idx1", LABELS[:count])):
+            head = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+            path = tmp_path / "mnist" / f"{name}-{kind}-ubyte.gz"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(gzip.compress(head + array.tobytes()))
+    for shard in range(2):
+        with tf.io.TFRecordWriter(f"{tmp_path}/train.tfrecord-{shard}") as writer:
+            for array, label in list(zip(PICTURES, LABELS, strict=True))[3 * shard : 3 * shard + 3]:
+                file = io.BytesIO()
+                Image.fromarray(array).save(file, "PNG")
+                writer.write(example(file.getvalue(), int(label)))
+    np.save(tmp_path / "images.npy", PICTURES)
+    np.savez(tmp_path / "both.npz", x=PICTURES, y=LABELS)
+    for number, (array, label) in enumerate(zip(PICTURES, LABELS, strict=True)):
+        path = tmp_path / "folder" / "abc"[label] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+    return tmp_path
+
+
+IDX = "mnist/train-images-idx3-ubyte.gz --labels=mnist/train-labels-idx1-ubyte.gz"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "order", "labelled"),
+    [
+        ("mnist", range(6), True),
+        ("mnist --part=test", range(2), True),
+        (IDX, range(6), True),
+        ("images.npy", range(6), False),
+        ("both.npz:x --labels=both.npz:y", range(6), True),
+        ("folder", [1, 4, 2, 3, 0, 5], True),
+        ("train.tfrecord-* --label_feature=label --classes=3", range(6), True),
+        ("train.tfrecord-1", [3, 4, 5], False),
+    ],
+)
+def test_each_kind_of_source(arguments, order, labelled, sources, conversion, monkeypatch, capsys):
+    monkeypatch.chdir(sources)
+    source, *rest = arguments.split()
+    assert conversion.main(["images", source, "packed", *rest]) == 0
+    assert capsys.readouterr().out == "packed\n"
+    packed = Packed("packed")
+    assert packed.classes == (["a", "b", "c"] if source == "folder" else [])
+    found = packed.read(tf.range(len(packed), dtype=tf.int64))
+    order = list(order)
+    np.testing.assert_array_equal(packed.decode(found["image"])[..., 0], PICTURES[order])
+    assert ("label" in found) == labelled
+    if labelled:
+        np.testing.assert_array_equal(found["label"], LABELS[order])
+    assert conversion.main(["verify", "packed"]) == 0
+    assert "bytes as they were written" in capsys.readouterr().out
+
+
+def test_pictures_are_brought_to_a_size(sources, conversion, monkeypatch):
+    monkeypatch.chdir(sources)
+    Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save("folder/c/another.jpg")
+    assert conversion.main("images folder packed --size 3x2 --channels 1".split()) == 0
+    assert Packed("packed").element_spec["image"].shape == (3, 2, 1)
+    assert len(Packed("packed")) == 7
+
+
+def test_another_folder_of_the_same_pictures_gives_the_same_bytes(sources, conversion, monkeypatch):
+    monkeypatch.chdir(sources)
+    subprocess.run(["cp", "-r", "folder", "copy"], check=True)
+    for name in ("folder", "copy"):
+        assert conversion.main(["images", name, f"{name}_packed"]) == 0
+    for name in ("images.npy", "labels.npy", "index.json"):
+        one, other = (Path(f"{folder}_packed", name) for folder in ("folder", "copy"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def damage_picture(folder):
+    (folder / "folder/b/2.png").write_bytes(b"?")
+
+
+def damage_packed(folder):
+    (folder / "packed").mkdir()
+    (folder / "packed/index.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prepare", "code", "message"),
+    [
+        ("images nowhere packed", None, 65, "nowhere cannot be read (No such file or directory)"),
+        ("images empty packed", lambda f: (f / "empty").mkdir(), 65, "empty has no pictures"),
+        (
+            "images folder packed",
+            damage_picture,
+            65,
+            "folder/b/2.png cannot be read (it is no picture",
+        ),
+        ("images folder mnist", None, 65, "mnist is there already: remove it"),
+        ("images folder packed --size=8", None, 64, "--size is 8: it must be height and width"),
+        ("images mnist packed --size=8x8", None, 64, "--size is not for MNIST's files"),
+        ("images folder packed --part=test", None, 64, "--part is not for a folder of pictures"),
+        (
+            "images folder images.npy/packed",
+            None,
+            73,
+            "cannot be read or written (not a directory)",
+        ),
+        ("verify folder", None, 65, "folder is no packed folder, or an incomplete one"),
+        ("verify packed", damage_packed, 65, "is not of the format 'lockstep images'"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    arguments, prepare, code, message, sources, conversion, monkeypatch, capsys
+):
+    monkeypatch.chdir(sources)
+    if prepare:
+        prepare(sources)
+    assert conversion.main(arguments.split()) == code
+    said = capsys.readouterr().err
+    assert said.startswith("lockstep: ") and said.count("\n") == 1 and message in said
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(conversion, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    bar, lines = Terminal(), io.StringIO()
+    for stream in (bar, lines):
+        with conversion.Progress(stream, "pictures") as progress:
+            for done in (0, 500, 2000):
+                progress(done, 2000)
+    assert "2,000/2,000 pictures" in bar.getvalue()
+    assert lines.getvalue() == "2,000/2,000 pictures (100 %)\n"
