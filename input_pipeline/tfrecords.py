@@ -74,6 +74,7 @@ class TFRecords:
         if not len(self):
             raise DataError(f"{files} names no records: give the path of TFRecord files")
         self._checked = np.zeros(len(self), bool)
+        self._known_labels = np.full(len(self), -1, np.int32)
         self._pictures = None
         if shape is None:
             self._pictures = EncodedPictures(
@@ -109,10 +110,11 @@ class TFRecords:
         return pictures(samples)
 
     def _fetch(self, ids: tf.Tensor) -> tf.Tensor:
-        def fetch(ids: np.ndarray) -> np.ndarray:
-            return np.array([self._encoded(at)[1] for at in ids], object)
+        def records(ids: np.ndarray) -> np.ndarray:
+            return np.array([self._record(at) for at in ids], object)
 
-        return _rows(fetch, ids, tf.string, ())
+        wanted = {self._image: tf.io.FixedLenFeature([], tf.string)}
+        return tf.io.parse_example(_rows(records, ids, tf.string, ()), wanted)[self._image]
 
     def _encoded(self, at: int) -> tuple[str, bytes]:
         """The name and the file of a picture."""
@@ -136,14 +138,15 @@ class TFRecords:
 
     def _labels(self, ids: np.ndarray) -> np.ndarray:
         assert self._label is not None and self._classes is not None
-        labels = [self._feature(at, self._label, "int64_list") for at in ids]
-        for at, label in zip(ids, labels, strict=True):
+        for at in ids[self._known_labels[ids] < 0]:
+            label = self._feature(at, self._label, "int64_list")
             if not 0 <= label < self._classes:
                 raise DataError(
                     f"{self._name(at)} has the {self._label} {label}, and TFRecords.classes is {self._classes}: labels go "
                     "from 0 on, set classes to more"
                 )
-        return np.array(labels, np.int32)
+            self._known_labels[at] = label
+        return self._known_labels[ids]
 
     def _feature(self, at: int, key: str, kind: str) -> Any:
         """The one value of a feature; raises BadRecord for a damaged record, DataError for one without the feature."""

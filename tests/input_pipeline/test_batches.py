@@ -1,6 +1,7 @@
 """The same examples at the same step on any number of replicas and workers, and from any step on."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -181,6 +182,19 @@ def test_the_datasets_are_in_order_and_not_sharded_by_file():
         assert options.deterministic
         policy = options.experimental_distribute.auto_shard_policy
         assert policy == tf.data.experimental.AutoShardPolicy.OFF
+
+
+@pytest.mark.parametrize("epochs", [0, 0.5, 3.7])
+def test_a_large_source_begins_anywhere_at_once(epochs):
+    """10^8 examples: nothing is shuffled, skipped or listed before the first batch."""
+    length = 10**8
+    start = time.monotonic()
+    first = int(epochs * length / GLOBAL_BATCH)
+    (batch,) = steps(make(source=Pixels(length)).training(Slice(), step=first), 1)
+    assert time.monotonic() - start < 2
+    positions = first * GLOBAL_BATCH + tf.range(GLOBAL_BATCH, dtype=tf.int64)
+    np.testing.assert_array_equal(batch["id"][0], make(source=Pixels(length)).ids(positions))
+    assert len(set(batch["id"][0])) == GLOBAL_BATCH and batch["id"].max() < length
 
 
 def test_errors():

@@ -1,0 +1,189 @@
+"""What the sources of images give: examples a second of each, beside Keras' and PyTorch's folders of pictures.
+
+It writes a set of random pictures as JPEG files, packs it, and writes it as TFRecords. Everything is measured in turn in
+one process, PyTorch in its own with two workers, several rounds of each from files in the page cache, and compared by the
+medians of the rounds: a ratio says more than a rate on a machine that others use too, and the processor's time more than
+either. All give batches of float32 in
+[0, 1], shuffled; Images and Packed are measured on 28×28 grey pictures too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from input_pipeline.batches import Batches, Slice, Source
+from input_pipeline.image_folder import ImageFolder
+from input_pipeline.images import Images
+from input_pipeline.packed import Packed
+from input_pipeline.packing import pack
+from input_pipeline.tfrecords import TFRecords
+
+CLASSES = 10
+SHARDS = 4
+SMALL = (60_000, 28, 28, 1)
+WORKERS = 2
+
+
+def write_pictures(folder: pathlib.Path, count: int, side: int) -> None:
+    """JPEG files of smooth colours, as large as photographs of that size, in folders of classes."""
+    random = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / f"class{number % CLASSES}" / f"{number:06}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(random.integers(0, 256, (side // 4, side // 4, 3), np.uint8))
+        coarse.resize((side, side), Image.Resampling.BICUBIC).save(path, quality=90)
+
+
+def write_shards(source: ImageFolder, folder: pathlib.Path) -> None:
+    """The same files as TFRecords."""
+    folder.mkdir()
+    for shard in range(SHARDS):
+        with tf.io.TFRecordWriter(str(folder / f"{shard}.tfrecord")) as writer:
+            for path in source.paths[shard::SHARDS]:
+                picture = tf.train.BytesList(value=[path.read_bytes()])
+                label = tf.train.Int64List(value=[source.classes.index(path.parent.name)])
+                features = {
+                    "image/encoded": tf.train.Feature(bytes_list=picture),
+                    "image/class/label": tf.train.Feature(int64_list=label),
+                }
+                example = tf.train.Example(features=tf.train.Features(feature=features))
+                writer.write(example.SerializeToString())
+
+
+def keras_folder(folder: pathlib.Path, side: int, batch: int) -> Iterator:
+    """As Keras' guides read a folder, with their rescaling."""
+    data = keras.utils.image_dataset_from_directory(
+        str(folder), image_size=(side, side), batch_size=batch, verbose=False
+    )
+    data = data.map(lambda x, y: (x / 255, y), num_parallel_calls=tf.data.AUTOTUNE)
+    return iter(data.repeat().prefetch(tf.data.AUTOTUNE))
+
+
+class PyTorchFolder:
+    """As PyTorch's guides read a folder, in a process of its own."""
+
+    def __init__(self, folder: pathlib.Path, batch: int) -> None:
+        program = pathlib.Path(__file__).parent / "others" / "pytorch_folder.py"
+        command = [sys.executable, str(program), str(folder), str(batch), str(WORKERS)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self, seconds: float) -> float:
+        """Images a second over that time at least."""
+        assert self._process.stdin and self._process.stdout
+        print(seconds, file=self._process.stdin, flush=True)
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def rate(batches: Iterator, batch: int, seconds: float) -> float:
+    """Images a second over that time at least."""
+    count, start = 0, time.perf_counter()
+    while (passed := time.perf_counter() - start) < seconds:
+        next(batches)
+        count += batch
+    return count / passed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pictures", type=int, default=20_000, help="how many JPEG files")
+    parser.add_argument("--side", type=int, default=64, help="of the pictures, in pixels")
+    parser.add_argument("--batch", type=int, default=256, help="examples a batch")
+    parser.add_argument("--rounds", type=int, default=5, help="of each")
+    parser.add_argument("--seconds", type=float, default=3, help="of a round of each")
+    line = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        measure(pathlib.Path(scratch), line)
+
+
+def measure(scratch: pathlib.Path, line: argparse.Namespace) -> None:
+    write_pictures(scratch / "folder", line.pictures, line.side)
+    folder = ImageFolder(str(scratch / "folder"))
+    pack(folder, str(scratch / "packed"))
+    write_shards(folder, scratch / "shards")
+    small = np.random.default_rng(0).integers(0, 256, SMALL, np.uint8)
+    pack(Images(small), str(scratch / "small"))
+    loaded = Images(np.load(scratch / "packed/images.npy"), np.load(scratch / "packed/labels.npy"))
+    shards = f"{scratch}/shards/*.tfrecord"
+
+    def ours(source: Source) -> Callable[[float], float]:
+        batches = iter(Batches(source, line.batch).training(Slice()))
+        return functools.partial(rate, batches, line.batch)
+
+    measures = {
+        "ImageFolder": ours(folder),
+        "Keras": functools.partial(
+            rate, keras_folder(scratch / "folder", line.side, line.batch), line.batch
+        ),
+        "TFRecords": ours(TFRecords(shards, label="image/class/label", classes=CLASSES)),
+        "Packed": ours(Packed(str(scratch / "packed"))),
+        "Images": ours(loaded),
+        "Packed 28×28": ours(Packed(str(scratch / "small"))),
+        "Images 28×28": ours(Images(small)),
+    }
+    pytorch = None
+    if importlib.util.find_spec("torch") and importlib.util.find_spec("torchvision"):
+        pytorch = measures["PyTorch"] = PyTorchFolder(scratch / "folder", line.batch)
+    else:
+        print(
+            'PyTorch is not installed and left out: pip install -e ".[benchmark]"', file=sys.stderr
+        )
+    rates: dict[str, list[float]] = {name: [] for name in measures}
+    processor: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(line.rounds):
+        for name, measured in measures.items():
+            # What was read ahead while others were measured is used up first.
+            measured(line.seconds / 3)
+            start = time.process_time()
+            rates[name].append(measured(line.seconds))
+            images = rates[name][-1] * line.seconds
+            processor[name].append(1e6 * (time.process_time() - start) / images)
+    if pytorch:
+        pytorch.close()
+    print(
+        f"{line.pictures:,} JPEG files of {line.side}×{line.side}, batches of {line.batch}, TensorFlow {tf.__version__}, "
+        f"Keras {keras.__version__}, {line.rounds} rounds of {line.seconds:g} s"
+    )
+    for name, values in rates.items():
+        # PyTorch's is that of other processes.
+        used = (
+            ""
+            if name == "PyTorch"
+            else f", {statistics.median(processor[name]):.1f} µs of processor an image"
+        )
+        print(
+            f"{name:>14}: {statistics.median(values):>9,.0f} images/s (from {min(values):,.0f} to {max(values):,.0f}){used}"
+        )
+    for other in ("Keras", "PyTorch"):
+        for name in ("ImageFolder", "Packed"):
+            if other in rates:
+                pairs = zip(rates[name], rates[other], strict=True)
+                ratio = statistics.median(a / b for a, b in pairs)
+                print(f"{name} / {other}: {ratio:.2f} (median of the rounds)")
+
+
+if __name__ == "__main__":
+    main()
