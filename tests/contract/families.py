@@ -95,12 +95,13 @@ def vae(**fields: object) -> Experiment:
 
 
 def iwae(**fields: object) -> Experiment:
-    """MLPs on the doubly reparameterised importance-weighted bound, likelihoods of held-out examples by many samples."""
+    """Conditional MLPs on the doubly reparameterised importance-weighted bound, and by many samples in evaluation."""
     objective = functools.partial(
         VAE,
         encoder=functools.partial(MLPEncoder, widths=(12,)),
         decoder=functools.partial(MLPDecoder, widths=(12,)),
         latent=4,
+        conditional=True,
         bound=IWAE(samples=3, doubly_reparameterised=True),
         evaluation_samples=20,
         evaluation_chunk=10,
