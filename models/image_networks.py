@@ -29,7 +29,7 @@ def image_shape(element_spec: Mapping[str, Feature]) -> tuple[int, int, int]:
     """`(height, width, channels)` of the feature "image".
 
     Raises:
-      ValueError: if there is none, or it is not a floating picture of three dimensions.
+      ValueError: if there is none, or it is not a floating picture of three dimensions with 1 or 3 channels.
     """
     feature = element_spec.get("image")
     if feature is None:
@@ -42,6 +42,10 @@ def image_shape(element_spec: Mapping[str, Feature]) -> tuple[int, int, int]:
             "[height, width, channels]"
         )
     height, width, channels = feature.shape
+    if channels not in (1, 3):
+        raise ValueError(
+            f"images are {height}×{width}×{channels}: they must have 1 channel, grey, or 3, colours"
+        )
     return height, width, channels
 
 
@@ -53,18 +57,17 @@ def count_stages(shape: Sequence[int], stages: int | None) -> int:
       stages: the wish, or None for as many as leave a side of 4 to 7, as DCGAN does.
 
     Raises:
-      ValueError: if the images are not square, of 8 to 64 pixels, with 1 or 3 channels, and divisible that often.
+      ValueError: if the images are not square, of 8 to 64 pixels, and divisible that often.
     """
     height, width, channels = shape
     if (
         height != width
-        or channels not in (1, 3)
         or not SMALLEST_SIDE <= height <= LARGEST_SIDE
         or (stages is not None and stages < 1)
     ):
         raise ValueError(
             f"images are {height}×{width}×{channels}, stages {stages}: convolutional networks need square images with a "
-            f"side from {SMALLEST_SIDE} to {LARGEST_SIDE}, 1 or 3 channels, and at least 1 stage; crop or resize the "
+            f"side from {SMALLEST_SIDE} to {LARGEST_SIDE} and at least 1 stage; crop or resize the "
             "images, or choose the MLP networks"
         )
     chosen = int(math.log2(height / 4)) if stages is None else stages
@@ -80,7 +83,7 @@ class ConvolutionalEncoder(keras.layers.Layer):
     """The DCGAN discriminator (Radford, Metz & Chintala 2016): 4×4 convolutions of stride 2, LeakyReLU 0.2, a dense layer.
 
     Args:
-      shape: `[size, size, 1 or 3]`, size = base · 2^stages from 8 to 64.
+      shape: `[size, size, channels]`, size = base · 2^stages from 8 to 64.
       outputs: length of the result.
       noise: one row, for initial weights.
       name: of the network.
@@ -151,7 +154,7 @@ class ConvolutionalDecoder(keras.layers.Layer):
     """The DCGAN generator (Radford, Metz & Chintala 2016) before its tanh: a dense layer, 4×4 transposed convolutions, ReLU.
 
     Args:
-      shape: `[size, size, 1 or 3]`, size = base · 2^stages from 8 to 64.
+      shape: `[size, size, channels]`, size = base · 2^stages from 8 to 64.
       inputs: length of the code.
       noise: one row, for initial weights.
       name: of the network.

@@ -14,6 +14,7 @@ import tensorflow as tf
 from models.bounds import ELBO, Bound, Terms
 from models.distributions import Normal
 from models.image_networks import NetworkFactory, image_shape
+from models.labels import LabelPlane, class_count
 from models.latents import Paths, PriorFactory, StandardNormal, of_samples
 from models.likelihoods import Bernoulli, LikelihoodFactory
 from models.mlp import MLPDecoder, MLPEncoder
@@ -36,6 +37,9 @@ class VAE:
       latent: units of z.
       prior: makes p(z): standard normal, or `StochasticLayer`.
       likelihood: makes p(x | outputs of the decoder): see `models.likelihoods`.
+      conditional: whether all of it is given the label y of a picture (Sohn, Lee & Yan 2015): q(z | x, y), p(z), p(x | z, y).
+        The data must have "label", integers with a cardinality. The decoder has y one-hot beside z, the encoder as one more
+        channel, a plane that is a linear function of y one-hot. Sample i is of class i modulo the number of classes.
       bound: what is minimised.
       evaluation_samples: of the posterior an example in `evaluate`, for "negative_log_likelihood", which is then a metric
         too: the importance-weighted bound, which comes near -log p(x) as they grow (5,000 are usual); 0 for none.
@@ -43,7 +47,7 @@ class VAE:
       optimizer: moves all networks.
 
     Raises:
-      ValueError: if a number is out of range, or the data has no such image.
+      ValueError: if a number is out of range, or the data has no such image or label.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class VAE:
         latent: int = 16,
         prior: PriorFactory = StandardNormal,
         likelihood: LikelihoodFactory = Bernoulli,
+        conditional: bool = False,
         bound: Bound = EXACT_ELBO,
         evaluation_samples: int = 0,
         evaluation_chunk: int = 50,
@@ -68,6 +73,7 @@ class VAE:
                 "least 1 and divide the samples"
             )
         self.shape = image_shape(element_spec)
+        self.classes = class_count(element_spec) if conditional else 0
         self.encoder_factory = encoder
         self.decoder_factory = decoder
         self.latent = latent
@@ -81,13 +87,25 @@ class VAE:
     def build(self, noise: Noise) -> None:
         self.likelihood = self.likelihood_factory(self.shape, name="likelihood")
         self.prior = self.prior_factory(self.latent, noise=noise("prior"), name="prior")
+        height, width, channels = self.shape
         self.encoder = self.encoder_factory(
-            self.shape, 2 * self.latent, noise=noise("encoder"), name="encoder"
+            (height, width, channels + (self.classes > 0)),
+            2 * self.latent,
+            noise=noise("encoder"),
+            name="encoder",
         )
         self.decoder = self.decoder_factory(
-            self.likelihood.outputs, self.latent, noise=noise("decoder"), name="decoder"
+            self.likelihood.outputs,
+            self.latent + self.classes,
+            noise=noise("decoder"),
+            name="decoder",
         )
-        made = (self.encoder, self.decoder, self.prior, self.likelihood)
+        made = [self.encoder, self.decoder, self.prior, self.likelihood]
+        if self.classes:
+            self.label_plane = LabelPlane(
+                self.classes, (height, width), noise=noise("label_plane"), name="label_plane"
+            )
+            made.append(self.label_plane)
         self.networks = {layer.name: layer for layer in made if layer.variables}
         variables = [v for network in self.networks.values() for v in network.trainable_variables]
         self.phases = [
@@ -122,14 +140,15 @@ class VAE:
     def sample(self, noise: Noise) -> tf.Tensor:
         """Expected pictures for latents of the prior, `[rows, height, width, channels]` in [0, 1]."""
         z = self.prior.draw(noise("latent"))
-        outputs = self._decode(z[:, tf.newaxis], noise, training=False)
+        labels = noise.index % self.classes if self.classes else None
+        outputs = self._decode(z[:, tf.newaxis], labels, noise, training=False)
         return self.likelihood.mean(outputs[:, 0])
 
     def terms(self, batch: Batch, noise: Noise, training: bool) -> Terms:
         x = tf.cast(batch["image"], noise.dtype)
         posterior = self._posterior(batch, noise, training)
         z = posterior.reparameterised(noise("posterior").normal([self.latent]))
-        outputs = self._decode(z[:, tf.newaxis], noise, training)
+        outputs = self._decode(z[:, tf.newaxis], batch.get("label"), noise, training)
         return Terms(
             reconstruction=-self.likelihood.log_probability(x, outputs)[:, 0],
             divergences=self.prior.divergences(posterior, z, noise("prior"), training),
@@ -154,7 +173,7 @@ class VAE:
         x = tf.cast(batch["image"], noise.dtype)
         posterior = Normal(posterior.mean[:, tf.newaxis], posterior.log_variance[:, tf.newaxis])
         z = posterior.reparameterised(noise("posterior").normal([samples, self.latent]))
-        outputs = self._decode(paths.through(z), noise, training)
+        outputs = self._decode(paths.through(z), batch.get("label"), noise, training)
         ratio = self.prior.log_ratio(posterior, z, noise("prior"), paths, training)
         return self.likelihood.log_probability(x, outputs) + ratio
 
@@ -176,11 +195,19 @@ class VAE:
         return math.log(self.evaluation_samples) - total
 
     def _posterior(self, batch: Batch, noise: Noise, training: bool) -> Normal:
-        """q(z | x), `[b, latent]`."""
+        """q(z | x), or q(z | x, label), `[b, latent]`."""
         x = tf.cast(batch["image"], noise.dtype)
+        if self.classes:
+            plane = tf.cast(self.label_plane(batch["label"]), x.dtype)
+            x = tf.concat([x, plane], 3)
         parameters = self.encoder(x, noise=noise("encoder"), training=training)
         return Normal.of(tf.cast(parameters, noise.dtype))
 
-    def _decode(self, z: tf.Tensor, noise: Noise, training: bool) -> tf.Tensor:
-        """Outputs of the decoder `[b, k, *outputs]` of latents `[b, k, latent]`."""
+    def _decode(
+        self, z: tf.Tensor, labels: tf.Tensor | None, noise: Noise, training: bool
+    ) -> tf.Tensor:
+        """Outputs of the decoder `[b, k, *outputs]` of latents `[b, k, latent]` and, if conditional, labels `[b]`."""
+        if self.classes:
+            one_hot = tf.one_hot(labels, self.classes, dtype=z.dtype)[:, tf.newaxis]
+            z = tf.concat([z, tf.repeat(one_hot, z.shape[1], 1)], 2)
         return of_samples(self.decoder, z, noise("decoder"), training)

@@ -43,7 +43,9 @@ def registry() -> config.Registry:
     from models.likelihoods import Bernoulli, Gaussian
     from models.mlp import MLPDecoder, MLPEncoder
     from models.objective import Optimizer
+    from models.residual_networks import ResidualDecoder, ResidualEncoder
     from models.vae import VAE
+    from models.vq_vae import VQVAE
     from trainer.experiment import Experiment
     from trainer.update import HIDDEN_OPTIONS
 
@@ -71,9 +73,11 @@ def registry() -> config.Registry:
     )
     for plain in (Experiment, Optimizer, *sources, *transforms):
         names.register(plain)
-    for objective in (Classifier, GAN, VAE, LSTMLanguageModel):
+    for objective in (Classifier, GAN, LSTMLanguageModel, VAE, VQVAE):
         names.register(objective, given={"element_spec"})
-    for network in (ConvolutionalEncoder, MLPEncoder, ConvolutionalDecoder, MLPDecoder):
+    encoders = (ConvolutionalEncoder, MLPEncoder, ResidualEncoder)
+    decoders = (ConvolutionalDecoder, MLPDecoder, ResidualDecoder)
+    for network in (*encoders, *decoders):
         names.register(network, given={"shape", "inputs", "outputs", "noise", "name"})
     for bound in (ELBO, IWAE):
         names.register(bound)

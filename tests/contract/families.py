@@ -20,7 +20,9 @@ from models.latents import StochasticLayer
 from models.likelihoods import Gaussian
 from models.mlp import MLPDecoder, MLPEncoder
 from models.objective import Optimizer, Phase
+from models.residual_networks import ResidualDecoder, ResidualEncoder
 from models.vae import VAE
+from models.vq_vae import VQVAE
 from trainer.experiment import Experiment
 
 GLOBAL_BATCH = 16
@@ -93,12 +95,13 @@ def vae(**fields: object) -> Experiment:
 
 
 def iwae(**fields: object) -> Experiment:
-    """MLPs on the doubly reparameterised importance-weighted bound, likelihoods of held-out examples by many samples."""
+    """Conditional MLPs on the doubly reparameterised importance-weighted bound, and by many samples in evaluation."""
     objective = functools.partial(
         VAE,
         encoder=functools.partial(MLPEncoder, widths=(12,)),
         decoder=functools.partial(MLPDecoder, widths=(12,)),
         latent=4,
+        conditional=True,
         bound=IWAE(samples=3, doubly_reparameterised=True),
         evaluation_samples=20,
         evaluation_chunk=10,
@@ -122,6 +125,19 @@ def two_layers(**fields: object) -> Experiment:
     )
     fields = {"transforms": (Dequantize(levels=17),), "evaluate_every": 10} | fields
     return _experiment(objective, Digits(), "negative_log_likelihood", **fields)
+
+
+def vq_vae(**fields: object) -> Experiment:
+    """A VQ-VAE, whose codebook is made of moving averages."""
+    objective = functools.partial(
+        VQVAE,
+        encoder=functools.partial(ResidualEncoder, width=8, stages=1, blocks=1),
+        decoder=functools.partial(ResidualDecoder, width=8, stages=1, blocks=1),
+        codes=8,
+        width=4,
+        decay=0.9,
+    )
+    return _experiment(objective, Digits(), "reconstruction", **({"evaluate_every": 10} | fields))
 
 
 def lstm(**fields: object) -> Experiment:

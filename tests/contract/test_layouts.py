@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.contract.families import FAMILIES, dcgan, fingerprint, iwae, two_layers
+from tests.contract.families import FAMILIES, dcgan, fingerprint, iwae, two_layers, vq_vae
 from tests.contract.runs import ONE, Run, assert_close, assert_equal, train
 from trainer.hardware import Hardware
 
@@ -89,6 +89,13 @@ def test_several_samples_an_example_are_the_same(make, tmp_path):
     two = train(make(steps=20), LAYOUTS["replicas2_accumulation2"], tmp_path / "two")
     assert_close(two, one, losses=1e-9, weights=1e-8)
     assert "eval/negative_log_likelihood" in one.rows[-1][2]
+
+
+def test_a_codebook_is_the_same(tmp_path):
+    one = train(vq_vae(steps=20), ONE, tmp_path / "one")
+    two = train(vq_vae(steps=20), LAYOUTS["replicas2_accumulation2"], tmp_path / "two")
+    assert_close(two, one, losses=1e-9, weights=1e-8)
+    assert abs(one.weights["codebook/sums"] - one.initial["codebook/sums"]).max() > 0.01
 
 
 def test_ids_noise_and_augmentation_are_equal_to_the_bit(tmp_path):

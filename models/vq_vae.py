@@ -1,0 +1,143 @@
+"""The vector-quantised variational autoencoder of images (van den Oord, Vinyals & Kavukcuoglu 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from models.categorical import draw
+from models.codebook import Codebook
+from models.image_networks import NetworkFactory, image_shape
+from models.likelihoods import Bernoulli, LikelihoodFactory
+from models.objective import Batch, Feature, Metrics, Noise, Optimizer, Phase
+from models.residual_networks import ResidualDecoder, ResidualEncoder
+
+ADAM = Optimizer()
+
+
+class VQVAE:
+    """Images in [0, 1] by a grid of codes from a codebook. Implements `objective.Objective`.
+
+    Trained on -log p(x | e) + β Σ |z - sg(e)|² with e the codes nearest to the encoder's vectors z, whose gradient is
+    that of e (straight through). The codebook follows z by moving averages, see `Codebook`, so it has no loss.
+
+    The prior is that of codes drawn one by one, each with its share in the codebook's use lately; none is learnt. Under
+    it the negative ELBO is -log p(x | e) - log p(codes), since the posterior is certain.
+
+    Args:
+      element_spec: of the data, with "image" `[height, width, channels]`.
+      encoder: makes the encoder: `encoder(image_shape, width, noise=…, name=…)`, to grids `[rows, columns, width]`.
+      decoder: makes the decoder: `decoder(likelihood.outputs, width, noise=…, name=…)`, of such grids.
+      likelihood: makes p(x | outputs of the decoder): see `models.likelihoods`.
+      codes: how many there are in the codebook, and `width`, the length of each.
+      commitment: β.
+      decay: of the codebook's moving averages.
+      optimizer: moves all networks; the codebook moves by itself.
+
+    Raises:
+      ValueError: if a number is out of range, or the data has no such image.
+    """
+
+    def __init__(
+        self,
+        element_spec: Mapping[str, Feature],
+        *,
+        encoder: NetworkFactory = ResidualEncoder,
+        decoder: NetworkFactory = ResidualDecoder,
+        likelihood: LikelihoodFactory = Bernoulli,
+        codes: int = 512,
+        width: int = 64,
+        commitment: float = 0.25,
+        decay: float = 0.99,
+        optimizer: Optimizer = ADAM,
+    ):
+        if commitment < 0:
+            raise ValueError(f"VQVAE.commitment is {commitment}: it must be at least 0")
+        self.shape = image_shape(element_spec)
+        self.encoder_factory = encoder
+        self.decoder_factory = decoder
+        self.likelihood_factory = likelihood
+        self.codes = codes
+        self.width = width
+        self.commitment = commitment
+        self.decay = decay
+        self.optimizer = optimizer
+
+    def build(self, noise: Noise) -> None:
+        self.likelihood = self.likelihood_factory(self.shape, name="likelihood")
+        self.encoder = self.encoder_factory(
+            self.shape, self.width, noise=noise("encoder"), name="encoder"
+        )
+        self.decoder = self.decoder_factory(
+            self.likelihood.outputs, self.width, noise=noise("decoder"), name="decoder"
+        )
+        self.grid = self.encoder.outputs[:2]
+        self.codebook = Codebook(
+            self.codes,
+            self.width,
+            self.grid[0] * self.grid[1],
+            noise=noise("codebook"),
+            name="codebook",
+            decay=self.decay,
+        )
+        made = (self.encoder, self.decoder, self.likelihood, self.codebook)
+        self.networks = {layer.name: layer for layer in made if layer.variables}
+        variables = [v for network in self.networks.values() for v in network.trainable_variables]
+        self.phases = [
+            Phase(name="vq", variables=variables, loss=self.loss, optimizer=self.optimizer)
+        ]
+
+    def loss(self, batch: Batch, noise: Noise, step: tf.Tensor) -> tuple[tf.Tensor, Metrics]:
+        """-log p(x | e) + β Σ |z - sg(e)|², `[b]`; the metrics are those of `evaluate`, but for "squared_error"."""
+        metrics, z, numbers, _ = self._terms(batch, noise, training=True)
+        self.codebook.update(z, numbers)
+        vectors = z.shape[1] * z.shape[2] * self.width
+        return metrics["reconstruction"] + self.commitment * vectors * metrics["distance"], metrics
+
+    def evaluate(self, batch: Batch, noise: Noise, step: tf.Tensor) -> Metrics:
+        """Of held-out examples, `[b]` each.
+
+        "reconstruction", -log p(x | e), and "rate", -log p(codes), in nats, and their sum "negative_elbo"; "distance", the
+        mean of (z - e)²; "squared_error" of the expected picture, a mean too; "perplexity", exp of the entropy of the
+        codes' use in training lately, the same for all examples.
+        """
+        metrics, _, _, outputs = self._terms(batch, noise, training=False)
+        x = tf.cast(batch["image"], noise.dtype)
+        error = tf.math.squared_difference(x, self.likelihood.mean(outputs))
+        return {**metrics, "squared_error": tf.reduce_mean(error, [1, 2, 3])}
+
+    def sample(self, noise: Noise) -> tf.Tensor:
+        """Expected pictures for codes of the prior, `[rows, height, width, channels]` in [0, 1]."""
+        uniform = tf.reshape(noise("codes").uniform(self.grid), [-1])
+        logits = tf.math.log(self.codebook.usage(noise.dtype))
+        numbers = draw(tf.tile(logits[tf.newaxis], [uniform.shape[0], 1]), uniform)
+        codes = self.codebook.look_up(tf.reshape(numbers, [-1, *self.grid]), noise.dtype)
+        return self.likelihood.mean(self._decode(codes, noise, training=False))
+
+    def _terms(
+        self, batch: Batch, noise: Noise, training: bool
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Metrics `[b]`, vectors z `[b, *grid, width]`, numbers of their codes `[b, *grid]`, the decoder's outputs."""
+        x = tf.cast(batch["image"], noise.dtype)
+        z = self.encoder(x, noise=noise("encoder"), training=training)
+        z = tf.cast(z, noise.dtype)
+        numbers = self.codebook.nearest(tf.stop_gradient(z))
+        codes = self.codebook.look_up(numbers, noise.dtype)
+        outputs = self._decode(z + tf.stop_gradient(codes - z), noise, training)
+        reconstruction = -self.likelihood.log_probability(x, outputs[:, tf.newaxis])[:, 0]
+        nats = -tf.math.log(self.codebook.usage(noise.dtype))
+        rate = tf.reduce_sum(tf.gather(nats, numbers), [1, 2])
+        entropy = tf.reduce_sum(nats * tf.exp(-nats))
+        metrics = {
+            "negative_elbo": reconstruction + rate,
+            "reconstruction": reconstruction,
+            "rate": rate,
+            "distance": tf.reduce_mean(tf.math.squared_difference(z, codes), [1, 2, 3]),
+            "perplexity": tf.fill([noise.rows], tf.exp(entropy)),
+        }
+        return metrics, z, numbers, outputs
+
+    def _decode(self, codes: tf.Tensor, noise: Noise, training: bool) -> tf.Tensor:
+        outputs = self.decoder(codes, noise=noise("decoder"), training=training)
+        return tf.cast(outputs, noise.dtype)
