@@ -19,7 +19,10 @@ from models.latents import Paths, PriorFactory, StandardNormal, of_samples
 from models.likelihoods import Bernoulli, LikelihoodFactory
 from models.mlp import MLPDecoder, MLPEncoder
 from models.objective import Batch, Feature, Metrics, Noise, Optimizer, Phase
+from models.tables import axes, line
 
+COLUMNS = 8
+"""Pictures in a row of a table."""
 ADAM = Optimizer()
 EXACT_ELBO = ELBO()
 
@@ -143,6 +146,39 @@ class VAE:
         labels = noise.index % self.classes if self.classes else None
         outputs = self._decode(z[:, tf.newaxis], labels, noise, training=False)
         return self.likelihood.mean(outputs[:, 0])
+
+    def pictures(self, batch: Batch, noise: Noise) -> Mapping[str, tf.Tensor]:
+        """Tables of expected pictures.
+
+        "reconstructions": images above what is made of their posterior means. "interpolations": from one image's to the
+        next one's, in pairs. "traversals": the first image's, with one latent at a time from -3 to 3, those whose KL
+        divergence is the largest.
+        """
+        posterior = self._posterior(batch, noise, training=False)
+        mean, divergence = posterior.mean, posterior.divergence()
+        labels = batch.get("label")
+
+        def shown(z: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor:
+            """Latents `[n, k, latent]`, labels `[n]` -> `[n, k, height, width, channels]`."""
+            outputs = self._decode(z, labels, noise, training=False)
+            flat = tf.reshape(outputs, [-1, *outputs.shape[2:]])
+            return tf.reshape(self.likelihood.mean(flat), [*z.shape[:2], *self.shape])
+
+        tables = {
+            "reconstructions": tf.stack(
+                [tf.cast(batch["image"], noise.dtype), shown(mean[:, tf.newaxis], labels)[:, 0]]
+            )
+        }
+        pairs = mean.shape[0] // 2
+        if pairs:
+            starts = None if labels is None else labels[: 2 * pairs : 2]
+            path = line(mean[: 2 * pairs : 2], mean[1 : 2 * pairs : 2], COLUMNS)
+            tables["interpolations"] = shown(path, starts)
+        count = min(self.latent, COLUMNS)
+        chosen = tf.math.top_k(tf.reduce_mean(divergence, 0), count).indices
+        first = None if labels is None else tf.repeat(labels[:1], count)
+        tables["traversals"] = shown(axes(mean[0], chosen, 3.0, COLUMNS), first)
+        return tables
 
     def terms(self, batch: Batch, noise: Noise, training: bool) -> Terms:
         x = tf.cast(batch["image"], noise.dtype)

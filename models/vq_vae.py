@@ -115,6 +115,12 @@ class VQVAE:
         codes = self.codebook.look_up(tf.reshape(numbers, [-1, *self.grid]), noise.dtype)
         return self.likelihood.mean(self._decode(codes, noise, training=False))
 
+    def pictures(self, batch: Batch, noise: Noise) -> Mapping[str, tf.Tensor]:
+        """The table "reconstructions": images above what is made of their codes."""
+        outputs = self._terms(batch, noise, training=False)[3]
+        images = tf.cast(batch["image"], noise.dtype)
+        return {"reconstructions": tf.stack([images, self.likelihood.mean(outputs)])}
+
     def _terms(
         self, batch: Batch, noise: Noise, training: bool
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor]:

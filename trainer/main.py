@@ -207,14 +207,14 @@ def _print_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> None
 
 
 def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
-    """Draws samples into the workdir and prints the path of the picture, or the texts."""
+    """Draws samples into the workdir and prints the paths of the pictures, or the texts."""
     trainer, step = _run_of(line)
     count = line.count or trainer.experiment.samples
     if not count:
         raise UsageError("the configuration has samples = 0: give --count")
     seed = trainer.experiment.seed if line.seed is None else line.seed
     with _data_problems():
-        decoded = trainer.sample(count, seed)
+        decoded, tables = trainer.sample(count, seed), trainer.pictures()
     if not trainer.cluster.chief:
         return
     from trainer import pictures
@@ -226,6 +226,10 @@ def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     if suffix == ".txt":
         print(data.decode())
     print(path)
+    for name, cells in tables.items():
+        path = Path(line.workdir or "") / "samples" / f"step-{step:08d}-{name}.png"
+        durable.write(path, pictures.png(pictures.table(cells)))
+        print(path)
 
 
 # ---------------------------------------------------------------------- steps of the modes

@@ -305,7 +305,7 @@ class Trainer:
     def _draw(self, step: int, writer: MetricWriter | NullWriter) -> None:
         """Writes samples and what other pictures the objective has; at the end, the animation of all samples."""
         writer.samples(step, self.sample(self.experiment.samples))
-        for name, table in self._sampling.pictures().items():
+        for name, table in self.pictures().items():
             writer.table(step, name, table)
         if step == self.experiment.steps:
             writer.animate()
@@ -364,6 +364,10 @@ class Trainer:
     def sample(self, count: int, seed: int | None = None) -> Any:
         """`count` decoded samples from the weights as they stand; sample i depends on the seed and i alone."""
         return self._sampling(count, self.experiment.seed if seed is None else seed)
+
+    def pictures(self) -> Mapping[str, np.ndarray]:
+        """What the objective has to show beside samples: name -> uint8 `[rows, columns, height, width, channels]`."""
+        return self._sampling.pictures()
 
     def describe(self) -> str:
         """Model sizes, cluster, batch arithmetic and the seconds to a first compiled step, which is run on real data."""

@@ -272,3 +272,47 @@ def test_parameter_counts_by_hand():
 def test_arguments_are_checked(arguments, message):
     with pytest.raises(ValueError, match=message):
         VAE(SPEC, **arguments)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_pictures_are_decoded_means(conditional):
+    """Reconstructions below their originals; ways begin and end at them; traversals of the latents that say most."""
+    spec, batch = dict(SPEC), images(tf.float64)
+    if conditional:
+        spec["label"] = Feature((), "int32", cardinality=3)
+        batch["label"] = tf.constant([0, 1, 2, 0, 0, 1, 2, 2])
+    vae = build(
+        lambda: VAE(
+            spec,
+            encoder=functools.partial(MLPEncoder, widths=(5,)),
+            decoder=functools.partial(MLPDecoder, widths=(6,)),
+            latent=3,
+            conditional=conditional,
+        ),
+        "float64",
+    )
+    tables = vae.pictures(batch, Noise(1, "pictures", rows=ROWS, dtype=tf.float64))
+    posterior = vae._posterior(batch, Noise(1, "x", rows=ROWS, dtype=tf.float64), training=False)
+    mean = posterior.mean.numpy()
+
+    def decoded(z, label):
+        one_hot = np.eye(3)[label] if conditional else []
+        logits = vae.decoder(tf.constant(np.concatenate([z, one_hot])[np.newaxis]))
+        return scipy.special.expit(logits[0])
+
+    labels = batch["label"].numpy() if conditional else np.zeros(ROWS, int)
+    originals, reconstructions = tables["reconstructions"]
+    np.testing.assert_array_equal(originals, batch["image"])
+    for row in (0, 5):
+        np.testing.assert_allclose(
+            reconstructions[row], decoded(mean[row], labels[row]), rtol=1e-10
+        )
+    ways = tables["interpolations"]
+    assert ways.shape == (ROWS // 2, 8, 8, 8, 1)
+    np.testing.assert_allclose(ways[1, 0], decoded(mean[2], labels[2]), rtol=1e-10)
+    np.testing.assert_allclose(ways[1, 7], decoded(mean[3], labels[2]), rtol=1e-10)
+    chosen = np.argsort(-posterior.divergence().numpy().mean(0))
+    assert tables["traversals"].shape == (3, 8, 8, 8, 1)
+    for row, unit in enumerate(chosen):
+        z = np.where(np.arange(3) == unit, 3.0, mean[0])
+        np.testing.assert_allclose(tables["traversals"][row, 7], decoded(z, labels[0]), rtol=1e-10)

@@ -172,3 +172,15 @@ def test_arguments_are_checked():
         VQVAE(SPEC, commitment=-1.0)
     with pytest.raises(ValueError, match="images of 6×6 cannot be halved 2 times"):
         build(lambda: VQVAE({"image": Feature((6, 6, 1), "float32")}))
+
+
+def test_pictures_are_reconstructions():
+    vae = build(small, "float64")
+    tables = vae.pictures(images(), Noise(1, "pictures", rows=ROWS, dtype=tf.float64))
+    originals, reconstructions = tables["reconstructions"]
+    np.testing.assert_array_equal(originals, images()["image"])
+    codes = vae.codebook.vectors(tf.float64).numpy()
+    z = vae.encoder(images()["image"]).numpy()
+    nearest = codes[np.linalg.norm(z[..., np.newaxis, :] - codes, axis=-1).argmin(-1)]
+    logits = vae.decoder(tf.constant(nearest)).numpy()
+    np.testing.assert_allclose(reconstructions, 1 / (1 + np.exp(-logits)), rtol=1e-10)

@@ -299,6 +299,9 @@ class PaperTrainer:
             return self.decoded
         return np.full([count, 2, 2, 1], seed, np.uint8)
 
+    def pictures(self) -> Mapping[str, np.ndarray]:
+        return {"sails": np.zeros([1, 2, 2, 2, 1], np.uint8)} if self.decoded is None else {}
+
     def describe(self) -> str:
         return "boat: 12 weights"
 
@@ -595,11 +598,12 @@ def test_evaluate_and_sample_take_the_run(lockstep, tmp_path: Path, monkeypatch)
 
     assert lockstep("sample --workdir=w --seed=7") == (
         0,
-        "w/samples/step-00000003-seed-7.png\n",
+        "w/samples/step-00000003-seed-7.png\nw/samples/step-00000003-sails.png\n",
         "anchor last\n",
     )
     picture = np.asarray(Image.open(tmp_path / "w/samples/step-00000003-seed-7.png"))
     assert picture[0, 0] == 7
+    assert (tmp_path / "w/samples/step-00000003-sails.png").exists()
     monkeypatch.setattr(PaperTrainer, "decoded", ["to be", "or not"])
     code, out, _ = lockstep("sample --workdir=w --count=2")
     assert code == 0

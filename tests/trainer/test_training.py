@@ -626,7 +626,7 @@ def test_pictures_of_an_objective_are_written(held_out, tmp_path):
         fields |= {"validation": Pixels({"x": 1 - x, "y": x[:, 0]})}
     trained = quiet(experiment(Pictured, source, **fields), workdir=tmp_path)
     trained.train()
-    table = trained._sampling.pictures()["pairs"]
+    table = trained.pictures()["pairs"]
     assert table.shape == (8, 2, 1, 1, 1)
     ids = np.arange(8) if held_out else trained.batches.ids(tf.range(8, dtype=tf.int64))
     shown = (1 - x if held_out else x)[ids, 0]
