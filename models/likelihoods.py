@@ -35,6 +35,21 @@ class Likelihood(keras.layers.Layer):
         """Expected pictures `[n, height, width, channels]` in [0, 1] for outputs `[n, *self.outputs]`."""
         raise NotImplementedError
 
+    def metrics(
+        self, x: tf.Tensor, outputs: tf.Tensor, negative_elbo: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Of pictures `[b, height, width, channels]`, the outputs for them `[b, *self.outputs]` and bounds `[b]`, in nats.
+
+        "squared_error" of the expected pictures, a mean over pixels and channels; of discrete likelihoods
+        "bits_per_dimension", the bound in bits a pixel and channel.
+        """
+        error = tf.math.squared_difference(x, self.mean(outputs))
+        metrics = {"squared_error": tf.reduce_mean(error, [1, 2, 3])}
+        if self.discrete:
+            bits = negative_elbo / math.log(2)
+            metrics["bits_per_dimension"] = bits / math.prod(x.shape[1:])
+        return metrics
+
 
 LikelihoodFactory = Callable[..., Likelihood]
 """`factory(image_shape, name=…)` makes a likelihood."""

@@ -122,18 +122,13 @@ class VAE:
     def evaluate(self, batch: Batch, noise: Noise, step: tf.Tensor) -> Metrics:
         """The negative ELBO with one posterior sample, without β and free bits, and its parts; `[b]` each.
 
-        With it go "squared_error" of the expected picture (a mean over pixels and channels), for discrete likelihoods
-        "bits_per_dimension" of the ELBO, and with `evaluation_samples` the importance-weighted "negative_log_likelihood".
+        With it go the metrics of the likelihood, and with `evaluation_samples` the importance-weighted
+        "negative_log_likelihood".
         """
         x = tf.cast(batch["image"], noise.dtype)
         terms = self.terms(batch, noise, training=False)
         metrics = terms.metrics
-        metrics["squared_error"] = tf.reduce_mean(
-            tf.math.squared_difference(x, self.likelihood.mean(terms.outputs)), [1, 2, 3]
-        )
-        if self.likelihood.discrete:
-            bits = metrics["negative_elbo"] / math.log(2)
-            metrics["bits_per_dimension"] = bits / math.prod(self.shape)
+        metrics |= self.likelihood.metrics(x, terms.outputs, metrics["negative_elbo"])
         if self.evaluation_samples:
             metrics["negative_log_likelihood"] = self._negative_log_likelihood(
                 batch, noise("importance")

@@ -89,7 +89,7 @@ class VQVAE:
         ]
 
     def loss(self, batch: Batch, noise: Noise, step: tf.Tensor) -> tuple[tf.Tensor, Metrics]:
-        """-log p(x | e) + β Σ |z - sg(e)|², `[b]`; the metrics are those of `evaluate`, but for "squared_error"."""
+        """-log p(x | e) + β Σ |z - sg(e)|², `[b]`; the metrics are those of `evaluate`, but for the likelihood's."""
         metrics, z, numbers, _ = self._terms(batch, noise, training=True)
         self.codebook.update(z, numbers)
         vectors = z.shape[1] * z.shape[2] * self.width
@@ -99,13 +99,12 @@ class VQVAE:
         """Of held-out examples, `[b]` each.
 
         "reconstruction", -log p(x | e), and "rate", -log p(codes), in nats, and their sum "negative_elbo"; "distance", the
-        mean of (z - e)²; "squared_error" of the expected picture, a mean too; "perplexity", exp of the entropy of the
-        codes' use in training lately, the same for all examples.
+        mean of (z - e)²; "perplexity", exp of the entropy of the codes' use in training lately, the same for all examples;
+        and the metrics of the likelihood.
         """
         metrics, _, _, outputs = self._terms(batch, noise, training=False)
         x = tf.cast(batch["image"], noise.dtype)
-        error = tf.math.squared_difference(x, self.likelihood.mean(outputs))
-        return {**metrics, "squared_error": tf.reduce_mean(error, [1, 2, 3])}
+        return metrics | self.likelihood.metrics(x, outputs, metrics["negative_elbo"])
 
     def sample(self, noise: Noise) -> tf.Tensor:
         """Expected pictures for codes of the prior, `[rows, height, width, channels]` in [0, 1]."""

@@ -41,6 +41,7 @@ def registry() -> config.Registry:
     from models.language_model import LSTMLanguageModel
     from models.latents import StandardNormal, StochasticLayer
     from models.likelihoods import Bernoulli, Gaussian
+    from models.logistic_mixture import LogisticMixture
     from models.mlp import MLPDecoder, MLPEncoder
     from models.objective import Optimizer
     from models.residual_networks import ResidualDecoder, ResidualEncoder
@@ -81,7 +82,7 @@ def registry() -> config.Registry:
         names.register(network, given={"shape", "inputs", "outputs", "noise", "name"})
     for bound in (ELBO, IWAE):
         names.register(bound)
-    for part in (StandardNormal, StochasticLayer, Bernoulli, Gaussian):
+    for part in (StandardNormal, StochasticLayer, Bernoulli, Gaussian, LogisticMixture):
         names.register(part, given={"units", "shape", "noise", "name"})
     for rule in OPTIMIZERS:
         names.register(getattr(keras.optimizers, rule), elsewhere=of_optimizers)
