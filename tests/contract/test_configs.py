@@ -59,6 +59,6 @@ def test_a_shipped_config_takes_two_steps(name, tmp_path, capsys):
     assert all(rows[1]["metrics"][k] is not None for k in evaluated)
     arrays = read(workdir / "checkpoints" / "step-00000002.safetensors").arrays
     assert arrays["step"] == 2
-    assert len(list(workdir.glob("samples/*"))) == draws
+    assert len(list(workdir.glob("samples/step-????????.*"))) == draws
     out = capsys.readouterr().out
     assert "step-00000002" in out and "tensorboard --logdir" in out
