@@ -11,11 +11,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import tensorflow as tf
 
 from input_pipeline.batches import DataError, ElementSpec, Feature
-from input_pipeline.crc32c import masked_crc32c
 from input_pipeline.decoding import BadRecord, EncodedPictures, Form, Size
 from input_pipeline.images import pictures
 
@@ -175,7 +175,7 @@ class TFRecords:
         data = mapping[first : first + length]
         if not self._checked[at]:
             stored = mapping[first + length : first + length + FOOTER_BYTES]
-            if masked_crc32c(np.frombuffer(data, np.uint8)) != int.from_bytes(stored, "little"):
+            if masked_crc32c(data) != int.from_bytes(stored, "little"):
                 raise BadRecord(
                     f"{self._name(at)} cannot be read (its checksum is wrong): mend or remove it"
                 )
@@ -204,24 +204,26 @@ def _offsets(path: pathlib.Path, shard: mmap.mmap) -> np.ndarray:
     """Where each record begins, int64 `[n]`."""
     if shard[:2] == GZIP:
         raise DataError(f"{path} is compressed, which has no records by number: unpack it")
-    found, at = [], 0
-    while at < len(shard):
+    found: list[int] = []
+    at = 0
+    while at + HEADER_BYTES <= len(shard):
+        length, stored = shard[at : at + 8], shard[at + 8 : at + HEADER_BYTES]
+        if masked_crc32c(length) != int.from_bytes(stored, "little"):
+            raise DataError(
+                f"{path} is no TFRecord file, or was altered at record {len(found)}: write it again"
+            )
         found.append(at)
-        at += HEADER_BYTES + int.from_bytes(shard[at : at + 8], "little") + FOOTER_BYTES
-    offsets = np.array(found, np.int64)
-    complete = offsets[offsets + HEADER_BYTES <= len(shard)]
-    headers = np.frombuffer(shard, np.uint8)[complete[:, np.newaxis] + np.arange(HEADER_BYTES)]
-    stored = np.ascontiguousarray(headers[:, 8:]).view("<u4")[:, 0]
-    right = masked_crc32c(headers[:, :8]) == stored
-    if not right.all():
-        raise DataError(
-            f"{path} is no TFRecord file, or was altered at record {np.argmin(right)}: write it again"
-        )
+        at += HEADER_BYTES + int.from_bytes(length, "little") + FOOTER_BYTES
     if at != len(shard):
-        raise DataError(
-            f"{path} was cut off within record {len(offsets) - 1}: copy or write it again"
-        )
-    return offsets
+        cut = len(found) - (at > len(shard))
+        raise DataError(f"{path} was cut off within record {cut}: copy or write it again")
+    return np.array(found, np.int64)
+
+
+def masked_crc32c(data: bytes) -> int:
+    """The CRC-32C of some bytes, rotated and moved as TFRecord files have it."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _rows(function: Any, ids: tf.Tensor, dtype: tf.DType, shape: tuple[int, ...]) -> tf.Tensor:
