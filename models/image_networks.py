@@ -3,7 +3,7 @@
 An encoder maps images `[b, height, width, channels]` to `[b, outputs]`, a decoder codes `[b, inputs]` to images; both end in a
 linear layer. Networks of images, these and those of `models.mlp`, are called
 `network(x, noise=…, training=…, update_statistics=…)` (see `layers.GhostBatchNorm` for the last) and are built when made,
-with initial weights from `noise`.
+with initial weights from `noise`. Those of classes, in `models.resnet_networks`, are called with `labels=…` too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from models.layers import Dropout, GhostBatchNorm, built, dense, flat
 from models.objective import Feature, Noise
 
 NetworkFactory = Callable[..., keras.layers.Layer]
-"""`factory(image_shape, outputs_or_inputs, noise=…, name=…)` makes a built network of the form above."""
+"""`factory(image_shape, outputs_or_inputs, noise=…, name=…)` makes a built network of the form above; `classes=…` too, if the
+network may be class-conditional."""
 
 SMALLEST_SIDE, LARGEST_SIDE = 8, 64
 
@@ -45,26 +46,44 @@ def image_shape(element_spec: Mapping[str, Feature]) -> tuple[int, int, int]:
     return height, width, channels
 
 
-def count_stages(shape: Sequence[int], stages: int | None) -> int:
+def count_classes(element_spec: Mapping[str, Feature]) -> int:
+    """How many values the feature "label" may have.
+
+    Raises:
+      ValueError: if there is none, or it is not one class of a known number of them.
+    """
+    label = element_spec.get("label")
+    if label is None or label.shape or not label.cardinality:
+        found = f"the data has {', '.join(sorted(element_spec))} but no label"
+        if label is not None:
+            found = f'the feature "label" is {label.dtype} {list(label.shape)} without a number of classes'
+        raise ValueError(
+            f"GAN.conditional is True, but {found}: give the source its labels, or set GAN.conditional = False"
+        )
+    return label.cardinality
+
+
+def count_stages(shape: Sequence[int], stages: int | None, largest_side: int = LARGEST_SIDE) -> int:
     """How often a convolutional network halves or doubles images of `[height, width, channels]`.
 
     Args:
       shape: of an image.
       stages: the wish, or None for as many as leave a side of 4 to 7, as DCGAN does.
+      largest_side: of an image.
 
     Raises:
-      ValueError: if the images are not square, of 8 to 64 pixels, with 1 or 3 channels, and divisible that often.
+      ValueError: if the images are not square, of 8 to `largest_side` pixels, with 1 or 3 channels, and divisible that often.
     """
     height, width, channels = shape
     if (
         height != width
         or channels not in (1, 3)
-        or not SMALLEST_SIDE <= height <= LARGEST_SIDE
+        or not SMALLEST_SIDE <= height <= largest_side
         or (stages is not None and stages < 1)
     ):
         raise ValueError(
             f"images are {height}×{width}×{channels}, stages {stages}: convolutional networks need square images with a "
-            f"side from {SMALLEST_SIDE} to {LARGEST_SIDE}, 1 or 3 channels, and at least 1 stage; crop or resize the "
+            f"side from {SMALLEST_SIDE} to {largest_side}, 1 or 3 channels, and at least 1 stage; crop or resize the "
             "images, or choose the MLP networks"
         )
     chosen = int(math.log2(height / 4)) if stages is None else stages
