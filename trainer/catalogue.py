@@ -29,6 +29,7 @@ def registry() -> config.Registry:
     from models.language_model import LSTMLanguageModel
     from models.mlp import MLPDecoder, MLPEncoder
     from models.objective import Optimizer
+    from models.resnet_networks import ResNetDiscriminator, ResNetGenerator
     from models.vae import VAE
     from trainer.experiment import Experiment
     from trainer.update import HIDDEN_OPTIONS
@@ -49,8 +50,9 @@ def registry() -> config.Registry:
         names.register(plain)
     for objective in (GAN, VAE, LSTMLanguageModel):
         names.register(objective, given={"element_spec"})
-    for network in (ConvolutionalEncoder, MLPEncoder, ConvolutionalDecoder, MLPDecoder):
-        names.register(network, given={"shape", "inputs", "outputs", "noise", "name"})
+    encoders = (ConvolutionalEncoder, MLPEncoder, ResNetDiscriminator)
+    for network in (*encoders, ConvolutionalDecoder, MLPDecoder, ResNetGenerator):
+        names.register(network, given={"shape", "inputs", "outputs", "noise", "name", "classes"})
     for rule in OPTIMIZERS:
         names.register(getattr(keras.optimizers, rule), elsewhere=of_optimizers)
     for schedule in SCHEDULES:
