@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from models.image_networks import ConvolutionalEncoder, NetworkFactory, image_shape
+from models.labels import count_classes
 from models.layers import dense
 from models.objective import Batch, Feature, Metrics, Noise, Optimizer, Phase
 
@@ -33,16 +34,10 @@ class Classifier:
         features: int = 64,
         optimizer: Optimizer = ADAM,
     ):
-        label = element_spec.get("label")
-        if label is None or label.cardinality is None:
-            raise ValueError(
-                f'Classifier needs the feature "label" with a number of classes, and the data has '
-                f"{', '.join(sorted(element_spec))}: give the source its labels"
-            )
         if features < 1:
             raise ValueError(f"Classifier.features is {features}: it must be at least 1")
         self.shape = image_shape(element_spec)
-        self.classes = label.cardinality
+        self.classes = count_classes(element_spec, "a Classifier predicts labels")
         self.encoder_factory = encoder
         self.features = features
         self.optimizer = optimizer

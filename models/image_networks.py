@@ -3,7 +3,7 @@
 An encoder maps images `[b, height, width, channels]` to `[b, outputs]`, a decoder codes `[b, inputs]` to images; both end in a
 linear layer. Networks of images, these and those of `models.mlp`, are called
 `network(x, noise=…, training=…, update_statistics=…)` (see `layers.GhostBatchNorm` for the last) and are built when made,
-with initial weights from `noise`.
+with initial weights from `noise`. Those of classes, in `models.resnet_networks`, are called with `labels=…` too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from models.layers import Dropout, GhostBatchNorm, built, dense, flat
 from models.objective import Feature, Noise
 
 NetworkFactory = Callable[..., keras.layers.Layer]
-"""`factory(image_shape, outputs_or_inputs, noise=…, name=…)` makes a built network of the form above."""
+"""`factory(image_shape, outputs_or_inputs, noise=…, name=…)` makes a built network of the form above; `classes=…` too, if the
+network may be class-conditional."""
 
 SMALLEST_SIDE, LARGEST_SIDE = 8, 64
 
@@ -49,25 +50,26 @@ def image_shape(element_spec: Mapping[str, Feature]) -> tuple[int, int, int]:
     return height, width, channels
 
 
-def count_stages(shape: Sequence[int], stages: int | None) -> int:
+def count_stages(shape: Sequence[int], stages: int | None, largest_side: int = LARGEST_SIDE) -> int:
     """How often a convolutional network halves or doubles images of `[height, width, channels]`.
 
     Args:
       shape: of an image.
       stages: the wish, or None for as many as leave a side of 4 to 7, as DCGAN does.
+      largest_side: of an image.
 
     Raises:
-      ValueError: if the images are not square, of 8 to 64 pixels, and divisible that often.
+      ValueError: if the images are not square, of 8 to `largest_side` pixels, and divisible that often.
     """
     height, width, channels = shape
     if (
         height != width
-        or not SMALLEST_SIDE <= height <= LARGEST_SIDE
+        or not SMALLEST_SIDE <= height <= largest_side
         or (stages is not None and stages < 1)
     ):
         raise ValueError(
             f"images are {height}×{width}×{channels}, stages {stages}: convolutional networks need square images with a "
-            f"side from {SMALLEST_SIDE} to {LARGEST_SIDE} and at least 1 stage; crop or resize the "
+            f"side from {SMALLEST_SIDE} to {largest_side} and at least 1 stage; crop or resize the "
             "images, or choose the MLP networks"
         )
     chosen = int(math.log2(height / 4)) if stages is None else stages

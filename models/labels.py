@@ -12,24 +12,23 @@ from models.initializers import Normal
 from models.objective import Feature, Noise
 
 
-def class_count(element_spec: Mapping[str, Feature]) -> int:
+def count_classes(element_spec: Mapping[str, Feature], reason: str) -> int:
     """How many classes the feature "label" has.
 
+    Args:
+      element_spec: of the data.
+      reason: why there must be labels, for the message: "GAN.conditional is True".
+
     Raises:
-      ValueError: if there is none, or it is no integer with a cardinality.
+      ValueError: if there is none, or it is not one class of a known number of them.
     """
-    feature = element_spec.get("label")
-    if feature is None or feature.cardinality is None or feature.shape != ():
-        found = (
-            f"is {feature.dtype} {list(feature.shape)}, cardinality {feature.cardinality}"
-            if feature
-            else "is missing"
-        )
-        raise ValueError(
-            f'a conditional model needs a feature "label", an integer with a cardinality, and it {found}: '
-            f"give labelled data (it has {', '.join(sorted(element_spec))}), or leave conditional out"
-        )
-    return feature.cardinality
+    label = element_spec.get("label")
+    if label is None or label.shape or not label.cardinality:
+        found = f"the data has {', '.join(sorted(element_spec))} but no label"
+        if label is not None:
+            found = f'the feature "label" is {label.dtype} {list(label.shape)} without a number of classes'
+        raise ValueError(f"{reason}, but {found}: give the source its labels")
+    return label.cardinality
 
 
 class LabelPlane(keras.layers.Layer):

@@ -51,11 +51,15 @@ class GhostBatchNorm(keras.layers.Layer):
     groups, so that replicas and microbatches may be averaged. A layer called several times in one loss moves them once
     a call, one call after the other.
 
+    With `classes` it is class-conditional: each class has a factor and a shift of its own (Dumoulin et al. 2017), while
+    the statistics are those of all examples of a group.
+
     Args:
       group: examples a group; it must divide the batch (of one replica, and the microbatch) in training.
       name: of the layer.
       momentum: the share that the moving averages keep at each call.
       epsilon: added to the variance.
+      classes: how many classes there are; 0 for one factor and shift for all examples.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class GhostBatchNorm(keras.layers.Layer):
         name: str,
         momentum: float = 0.99,
         epsilon: float = 1e-3,
+        classes: int = 0,
     ):
         super().__init__(name=name)
         if group < 1:
@@ -71,14 +76,20 @@ class GhostBatchNorm(keras.layers.Layer):
         self.group = group
         self.momentum = momentum
         self.epsilon = epsilon
+        self.classes = classes
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Parameters and moving averages, `[channels]` each, in the variable dtype: mixed precision leaves them alone."""
+        """Moving averages `[channels]`, and parameters `[channels]` or `[classes, channels]`.
+
+        All are in the variable dtype: mixed precision leaves them alone.
+        """
 
         def weight(name: str, value: str, trainable: bool) -> keras.Variable:
             return self.add_weight(
                 name=name,
-                shape=(input_shape[-1],),
+                shape=(self.classes, input_shape[-1])
+                if trainable and self.classes
+                else (input_shape[-1],),
                 initializer=value,
                 trainable=trainable,
                 autocast=False,
@@ -90,12 +101,18 @@ class GhostBatchNorm(keras.layers.Layer):
         self.moving_variance = weight("moving_variance", "ones", False)
 
     def call(
-        self, x: tf.Tensor, *, training: bool = False, update_statistics: bool = True
+        self,
+        x: tf.Tensor,
+        *,
+        labels: tf.Tensor | None = None,
+        training: bool = False,
+        update_statistics: bool = True,
     ) -> tf.Tensor:
         """Normalises each channel.
 
         Args:
           x: `[b, …, channels]`; with float16 and bfloat16 the statistics are computed in float32.
+          labels: class of each example, integers `[b]`, if there are classes.
           training: with the group's own statistics, else with the moving averages.
           update_statistics: whether training moves the moving averages. False where a loss runs a network that another
             phase trains.
@@ -105,7 +122,8 @@ class GhostBatchNorm(keras.layers.Layer):
         """
         wide = tf.cast(x, tf.float32) if x.dtype.name in LOW_PRECISION else x
         if not training:
-            return self._normalise(wide, self.moving_mean, self.moving_variance, x.dtype)
+            y = self._normalise(wide, self.moving_mean, self.moving_variance)
+            return tf.cast(self._of_class(y, labels), x.dtype)
         rows = x.shape[0]
         if rows is None or rows % self.group:
             raise ValueError(
@@ -119,7 +137,8 @@ class GhostBatchNorm(keras.layers.Layer):
         if update_statistics:
             self._move(self.moving_mean, mean)
             self._move(self.moving_variance, variance)
-        return tf.reshape(self._normalise(grouped, mean, variance, x.dtype), x.shape)
+        y = tf.reshape(self._normalise(grouped, mean, variance), x.shape)
+        return tf.cast(self._of_class(y, labels), x.dtype)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         return tuple(input_shape)
@@ -128,13 +147,23 @@ class GhostBatchNorm(keras.layers.Layer):
         batch = tf.cast(tf.reduce_mean(groups, [0, 1]), average.dtype)
         average.assign(average * self.momentum + batch * (1 - self.momentum))
 
-    def _normalise(
-        self, x: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, dtype: tf.DType
-    ) -> tf.Tensor:
+    def _normalise(self, x: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
         factor = tf.math.rsqrt(tf.cast(variance, x.dtype) + self.epsilon)
+        if self.classes:
+            return (x - tf.cast(mean, x.dtype)) * factor
         factor *= tf.cast(self.gamma, x.dtype)
-        y = (x - tf.cast(mean, x.dtype)) * factor + tf.cast(self.beta, x.dtype)
-        return tf.cast(y, dtype)
+        return (x - tf.cast(mean, x.dtype)) * factor + tf.cast(self.beta, x.dtype)
+
+    def _of_class(self, x: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor:
+        if not self.classes:
+            return x
+        if labels is None:
+            raise ValueError(f'"{self.path}" has {self.classes} classes: call it with labels')
+        # A product, since the gradient of a gather adds in any order on some devices.
+        chosen = tf.one_hot(labels, self.classes, dtype=x.dtype)
+        shape = [-1, *[1] * (len(x.shape) - 2), x.shape[-1]]
+        gamma = tf.reshape(chosen @ tf.cast(self.gamma, x.dtype), shape)
+        return x * gamma + tf.reshape(chosen @ tf.cast(self.beta, x.dtype), shape)
 
 
 def dense(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+COLUMNS = 8
+"""Pictures in a row of a table."""
+
 
 def line(start: tf.Tensor, end: tf.Tensor, columns: int) -> tf.Tensor:
     """Points at equal distances from start to end, both included: `[n, d]`, `[n, d]` -> `[n, columns, d]`."""

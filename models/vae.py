@@ -14,15 +14,13 @@ import tensorflow as tf
 from models.bounds import ELBO, Bound, Terms
 from models.distributions import Normal
 from models.image_networks import NetworkFactory, image_shape
-from models.labels import LabelPlane, class_count
+from models.labels import LabelPlane, count_classes
 from models.latents import Paths, PriorFactory, StandardNormal, of_samples
 from models.likelihoods import Bernoulli, LikelihoodFactory
 from models.mlp import MLPDecoder, MLPEncoder
 from models.objective import Batch, Feature, Metrics, Noise, Optimizer, Phase
-from models.tables import axes, line
+from models.tables import COLUMNS, axes, line
 
-COLUMNS = 8
-"""Pictures in a row of a table."""
 ADAM = Optimizer()
 EXACT_ELBO = ELBO()
 
@@ -76,7 +74,7 @@ class VAE:
                 "least 1 and divide the samples"
             )
         self.shape = image_shape(element_spec)
-        self.classes = class_count(element_spec) if conditional else 0
+        self.classes = count_classes(element_spec, "VAE.conditional is True") if conditional else 0
         self.encoder_factory = encoder
         self.decoder_factory = decoder
         self.latent = latent

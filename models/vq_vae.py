@@ -8,10 +8,10 @@ import tensorflow as tf
 
 from models.categorical import draw
 from models.codebook import Codebook
+from models.grid_networks import ResidualDecoder, ResidualEncoder
 from models.image_networks import NetworkFactory, image_shape
 from models.likelihoods import Bernoulli, LikelihoodFactory
 from models.objective import Batch, Feature, Metrics, Noise, Optimizer, Phase
-from models.residual_networks import ResidualDecoder, ResidualEncoder
 
 ADAM = Optimizer()
 

@@ -37,6 +37,7 @@ def registry() -> config.Registry:
     from models.bounds import ELBO, IWAE
     from models.classifier import Classifier
     from models.gan import GAN
+    from models.grid_networks import ResidualDecoder, ResidualEncoder
     from models.image_networks import ConvolutionalDecoder, ConvolutionalEncoder
     from models.language_model import LSTMLanguageModel
     from models.latents import StandardNormal, StochasticLayer
@@ -44,7 +45,7 @@ def registry() -> config.Registry:
     from models.logistic_mixture import LogisticMixture
     from models.mlp import MLPDecoder, MLPEncoder
     from models.objective import Optimizer
-    from models.residual_networks import ResidualDecoder, ResidualEncoder
+    from models.resnet_networks import ResNetDiscriminator, ResNetGenerator
     from models.vae import VAE
     from models.vq_vae import VQVAE
     from trainer.experiment import Experiment
@@ -76,10 +77,10 @@ def registry() -> config.Registry:
         names.register(plain)
     for objective in (Classifier, GAN, LSTMLanguageModel, VAE, VQVAE):
         names.register(objective, given={"element_spec"})
-    encoders = (ConvolutionalEncoder, MLPEncoder, ResidualEncoder)
-    decoders = (ConvolutionalDecoder, MLPDecoder, ResidualDecoder)
+    encoders = (ConvolutionalEncoder, MLPEncoder, ResidualEncoder, ResNetDiscriminator)
+    decoders = (ConvolutionalDecoder, MLPDecoder, ResidualDecoder, ResNetGenerator)
     for network in (*encoders, *decoders):
-        names.register(network, given={"shape", "inputs", "outputs", "noise", "name"})
+        names.register(network, given={"shape", "inputs", "outputs", "noise", "name", "classes"})
     for bound in (ELBO, IWAE):
         names.register(bound)
     for part in (StandardNormal, StochasticLayer, Bernoulli, Gaussian, LogisticMixture):

@@ -14,13 +14,14 @@ from input_pipeline.text import pydoc_topics
 from input_pipeline.transforms import Binarize, Dequantize, Shift
 from models.bounds import ELBO, IWAE
 from models.gan import GAN
+from models.grid_networks import ResidualDecoder, ResidualEncoder
 from models.image_networks import ConvolutionalDecoder, ConvolutionalEncoder
 from models.language_model import LSTMLanguageModel
 from models.latents import StochasticLayer
 from models.likelihoods import Gaussian
 from models.mlp import MLPDecoder, MLPEncoder
 from models.objective import Optimizer, Phase
-from models.residual_networks import ResidualDecoder, ResidualEncoder
+from models.resnet_networks import ResNetDiscriminator, ResNetGenerator
 from models.vae import VAE
 from models.vq_vae import VQVAE
 from trainer.experiment import Experiment
@@ -52,7 +53,8 @@ def gan(**fields: object) -> Experiment:
         generator=functools.partial(ConvolutionalDecoder, width=8, group=GROUP),
         discriminator=functools.partial(ConvolutionalEncoder, width=8, dropout=0.1),
         latent=8,
-        loss="wgan_gp",
+        loss="wasserstein",
+        penalty="wgan_gp",
         critic_updates=2,
         average_decay=0.9,
         discriminator_optimizer=Optimizer(learning_rate=1e-3, clip_norm=5.0),
@@ -69,6 +71,23 @@ def dcgan(**fields: object) -> Experiment:
         generator=functools.partial(ConvolutionalDecoder, width=8, stages=2, group=GROUP),
         discriminator=functools.partial(ConvolutionalEncoder, width=8, stages=2, group=GROUP),
         latent=8,
+    )
+    return _experiment(objective, Digits(), "generator_loss", **({"evaluate_every": 10} | fields))
+
+
+def class_gan(**fields: object) -> Experiment:
+    """Hinge SN-ResNets of classes: lazy R1, differentiable augmentation, minibatch deviation."""
+    objective = functools.partial(
+        GAN,
+        generator=functools.partial(ResNetGenerator, width=8, group=GROUP),
+        discriminator=functools.partial(ResNetDiscriminator, width=8, stddev_group=GROUP),
+        latent=8,
+        loss="hinge",
+        conditional=True,
+        penalty="r1",
+        penalty_every=4,
+        augmentation=("colour", "translation", "cutout"),
+        average_decay=0.9,
     )
     return _experiment(objective, Digits(), "generator_loss", **({"evaluate_every": 10} | fields))
 

@@ -6,7 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from tests.contract.families import FAMILIES, dcgan, fingerprint, iwae, two_layers, vq_vae
+from tests.contract.families import (
+    FAMILIES,
+    class_gan,
+    dcgan,
+    fingerprint,
+    iwae,
+    two_layers,
+    vq_vae,
+)
 from tests.contract.runs import ONE, Run, assert_close, assert_equal, train
 from trainer.hardware import Hardware
 
@@ -79,6 +87,19 @@ def test_batch_norm_in_a_discriminator_is_the_same(tmp_path):
     names = [n for n in one.weights if n.startswith("discriminator") and "moving_variance" in n]
     assert names
     for name in names:
+        assert abs(one.weights[name] - one.initial[name]).max() > 0.01, name
+
+
+def test_classes_spectral_norm_and_a_lazy_penalty_are_the_same(tmp_path):
+    """The vectors of spectral norm move with the weights alone; the penalty comes at every fourth step."""
+    one = train(class_gan(steps=20), ONE, tmp_path / "one")
+    two = train(class_gan(steps=20), LAYOUTS["replicas2_accumulation2"], tmp_path / "two")
+    assert_close(two, one, losses=1e-9, weights=1e-8)
+    penalties = [metrics["train/discriminator/gradient_penalty"] for _, _, metrics in one.rows]
+    assert [penalty > 0 for penalty in penalties] == [step % 4 == 0 for step in range(20)]
+    vectors = [name for name in one.weights if name.endswith("/u")]
+    assert vectors
+    for name in vectors:
         assert abs(one.weights[name] - one.initial[name]).max() > 0.01, name
 
 

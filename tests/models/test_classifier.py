@@ -61,7 +61,9 @@ def test_cross_entropy_and_accuracy():
 
 
 def test_data_without_labels_are_refused():
-    with pytest.raises(ValueError, match='Classifier needs the feature "label"'):
+    with pytest.raises(
+        ValueError, match="a Classifier predicts labels, but the data has image but no label"
+    ):
         Classifier({"image": SPEC["image"]})
     with pytest.raises(ValueError, match=r"Classifier\.features is 0: it must be at least 1"):
         Classifier(SPEC, features=0)

@@ -3,6 +3,7 @@
 import functools
 import platform
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,14 +11,17 @@ import tensorflow as tf
 from input_pipeline.batches import Feature
 from input_pipeline.noise import Noise
 from models import image_networks
+from models.augmentation import augment
+from models.diversity import diversity
 from models.gan import GAN
-from models.gan_losses import HINGE, NON_SATURATING, WASSERSTEIN, gradient_penalty
+from models.gan_losses import HINGE, LEAST_SQUARES, NON_SATURATING, WASSERSTEIN
 from models.image_networks import (
     ConvolutionalDecoder,
     ConvolutionalEncoder,
     leaky_relu,
 )
 from models.mlp import MLPDecoder, MLPEncoder
+from models.resnet_networks import ResNetDiscriminator, ResNetGenerator
 from tests.models.objective_checks import (
     build,
     check_builds_alike_twice,
@@ -39,8 +43,8 @@ def images(dtype=tf.float32, shape=(8, 8, 1)):
     return {"image": tf.cast(tf.random.stateless_uniform((ROWS, *shape), (1, 2)), dtype)}
 
 
-def convolutional(loss="non_saturating", **arguments):
-    """8×8 images, two stages, ghost groups of 4 (none in a critic) and dropout."""
+def convolutional(loss="non_saturating", penalty=None, **arguments):
+    """8×8 images, two stages, ghost groups of 4 (none in a discriminator with a penalty) and dropout."""
     return GAN(
         spec(8, 8, 1),
         generator=functools.partial(ConvolutionalDecoder, width=4, stages=2, group=4),
@@ -48,13 +52,38 @@ def convolutional(loss="non_saturating", **arguments):
             ConvolutionalEncoder,
             width=4,
             stages=2,
-            group=0 if loss == "wgan_gp" else 4,
+            group=0 if penalty else 4,
             dropout=0.2,
         ),
         latent=4,
         loss=loss,
+        penalty=penalty,
         **arguments,
     )
+
+
+CRITIC = {"loss": "wasserstein", "penalty": "wgan_gp"}
+
+
+def conditional(**arguments):
+    """Everything at once on 8×8 images of 3 classes: see `test_layouts.py`, which trains it."""
+    options = {
+        "generator": functools.partial(ResNetGenerator, width=8, group=4),
+        "discriminator": functools.partial(
+            ResNetDiscriminator, width=8, spectral=True, stddev_group=4
+        ),
+        "latent": 4,
+        "loss": "hinge",
+        "penalty": "r1",
+        "penalty_every": 3,
+        "augmentation": ("colour", "translation", "cutout"),
+    } | arguments
+    labelled = spec(8, 8, 1) | {"label": Feature((), "int32", cardinality=3)}
+    return GAN(labelled, conditional=True, **options)
+
+
+def labelled_images(dtype=tf.float32):
+    return images(dtype) | {"label": tf.constant([0, 2, 1, 1, 2, 0, 1, 2], tf.int32)}
 
 
 def linear(loss, **arguments):
@@ -95,69 +124,42 @@ def test_wasserstein_loss():
     np.testing.assert_allclose(WASSERSTEIN.generator(output), [2, 0, -3])
 
 
-@pytest.mark.parametrize("jit", [False, True])
-def test_gradient_penalty_of_a_linear_critic(jit):
-    """(‖w‖ - 1)² for every example, with derivative 2 (‖w‖ - 1) w / ‖w‖."""
-    w = tf.constant([[2.0], [-1.0], [2.0]], tf.float64)
-    real, fake = tf.random.stateless_normal((2, 5, 3), (1, 2), dtype=tf.float64)
-
-    @tf.function(jit_compile=jit)
-    def run(w):
-        with tf.GradientTape() as tape:
-            tape.watch(w)
-            penalty = gradient_penalty(
-                lambda x: (x @ w)[:, 0], real, fake, tf.fill([5], tf.constant(0.3, tf.float64))
-            )
-        return penalty, tape.gradient(penalty, w)
-
-    penalty, gradient = run(w)
-    np.testing.assert_allclose(penalty, np.full(5, 4.0), rtol=1e-10)
-    np.testing.assert_allclose(gradient, 5 * 2 * 2 * w / 3, rtol=1e-10)
-
-
-def test_gradient_penalty_is_taken_between_real_and_fake():
-    """The critic ‖x‖²/2 has the gradient x."""
-    real, fake = np.random.default_rng(0).normal(size=(2, 4, 2, 3))
-    fraction = np.array([0.0, 0.25, 0.5, 1.0])
-    penalty = gradient_penalty(
-        lambda x: tf.reduce_sum(x**2, [1, 2]) / 2,
-        tf.constant(real),
-        tf.constant(fake),
-        tf.constant(fraction),
-    )
-    x = fraction[:, None, None] * real + (1 - fraction)[:, None, None] * fake
-    np.testing.assert_allclose(
-        penalty, (np.sqrt((x**2).sum((1, 2))) - 1) ** 2, rtol=1e-9, atol=1e-12
-    )
-
-
-def test_gradient_penalty_of_a_constant_critic_has_a_finite_gradient():
-    w = tf.zeros([3, 1])
-    with tf.GradientTape() as tape:
-        tape.watch(w)
-        penalty = gradient_penalty(
-            lambda x: (x @ w)[:, 0], tf.ones([2, 3]), tf.zeros([2, 3]), tf.fill([2], 0.5)
-        )
-    np.testing.assert_allclose(penalty, [1, 1], rtol=1e-5)
-    assert np.all(np.isfinite(tape.gradient(penalty, w)))
+def test_least_squares_loss():
+    output = tf.constant([-2.0, 0.0, 3.0])
+    np.testing.assert_allclose(LEAST_SQUARES.real(output), [4.5, 0.5, 2])
+    np.testing.assert_allclose(LEAST_SQUARES.fake(output), [2, 0, 4.5])
+    np.testing.assert_allclose(LEAST_SQUARES.generator(output), [4.5, 0.5, 2])
 
 
 # The objective against NumPy
 
 
-@pytest.mark.parametrize("loss", ["non_saturating", "hinge", "wgan_gp"])
-def test_phases_of_a_linear_gan(loss):
-    gan = build(lambda: linear(loss, penalty_weight=7.0), "float64")
+def softplus(x):
+    return np.logaddexp(0, x)
+
+
+LINEAR_LOSSES = {
+    "non_saturating": (lambda o: softplus(-o), softplus, lambda o: softplus(-o), 0),
+    "hinge": (lambda o: np.maximum(0, 1 - o), lambda o: np.maximum(0, 1 + o), np.negative, 0),
+    "least_squares": (
+        lambda o: (o - 1) ** 2 / 2,
+        lambda o: o**2 / 2,
+        lambda o: (o - 1) ** 2 / 2,
+        0.5,
+    ),
+    "wasserstein": (np.negative, np.positive, np.negative, None),
+}
+
+
+@pytest.mark.parametrize("penalty", [None, "wgan_gp", "r1", "dragan"])
+@pytest.mark.parametrize("loss", LINEAR_LOSSES)
+def test_phases_of_a_linear_gan(loss, penalty):
+    gan = build(lambda: linear(loss, penalty=penalty, penalty_weight=7.0), "float64")
     values = {path: v.numpy() for path, v in variables(gan).items()}
     w, b = values["discriminator/dense/kernel"], values["discriminator/dense/bias"]
     v, c = values["generator/dense/kernel"], values["generator/dense/bias"]
     batch = images(tf.float64, (2, 3, 1))
-    softplus = functools.partial(np.logaddexp, 0)
-    real_loss, fake_loss, generator_loss = {
-        "non_saturating": (lambda o: softplus(-o), softplus, lambda o: softplus(-o)),
-        "hinge": (lambda o: np.maximum(0, 1 - o), lambda o: np.maximum(0, 1 + o), np.negative),
-        "wgan_gp": (np.negative, np.positive, np.negative),
-    }[loss]
+    real_loss, fake_loss, generator_loss, boundary = LINEAR_LOSSES[loss]
 
     def outputs(phase):
         z = Noise(1, f"{phase}/latent", rows=ROWS, step=3, dtype=tf.float64).normal([4])
@@ -167,20 +169,22 @@ def test_phases_of_a_linear_gan(loss):
     real = (2 * batch["image"].numpy().reshape(ROWS, 6) - 1) @ w[:, 0] + b
     fake = outputs("discriminator")
     expected = real_loss(real) + fake_loss(fake)
-    if loss == "wgan_gp":
-        expected += 7 * (np.linalg.norm(w) - 1) ** 2
+    norm = np.linalg.norm(w)
+    expected_penalty = norm**2 / 2 if penalty == "r1" else (norm - 1) ** 2
+    if penalty:
+        expected += 7 * expected_penalty
     result, metrics, _, moved = run_phase(gan, discriminator, batch, tf.float64)
     np.testing.assert_allclose(result, expected, rtol=1e-10)
     np.testing.assert_allclose(metrics["real_output"], real, rtol=1e-12)
     np.testing.assert_allclose(metrics["fake_output"], fake, rtol=1e-12)
     np.testing.assert_allclose(metrics["real_loss"], real_loss(real), rtol=1e-12)
     np.testing.assert_allclose(metrics["fake_loss"], fake_loss(fake), rtol=1e-12)
-    if loss == "wgan_gp":
-        np.testing.assert_allclose(
-            metrics["gradient_penalty"], (np.linalg.norm(w) - 1) ** 2, rtol=1e-9
-        )
-    else:
-        share = ((real > 0).astype(float) + (fake < 0)) / 2
+    assert ("gradient_penalty" in metrics) == bool(penalty)
+    if penalty:
+        np.testing.assert_allclose(metrics["gradient_penalty"], expected_penalty, rtol=1e-9)
+    assert ("accuracy" in metrics) == (boundary is not None)
+    if boundary is not None:
+        share = ((real > boundary).astype(float) + (fake < boundary)) / 2
         np.testing.assert_array_equal(metrics["accuracy"], share)
     assert not moved
     result, metrics, _, _ = run_phase(gan, generator, batch, tf.float64)
@@ -243,28 +247,150 @@ def test_the_phases_and_the_average():
 
 @pytest.mark.parametrize("jit", [False, True], ids=["plain", "xla"])
 @pytest.mark.parametrize("policy", ["float32", "float64", "mixed_bfloat16"])
-@pytest.mark.parametrize("loss", ["non_saturating", "wgan_gp"])
-def test_gradients_are_finite_and_each_phase_moves_its_own_statistics(loss, policy, jit):
-    gan = build(lambda: convolutional(loss), policy)
+@pytest.mark.parametrize("critic", [False, True])
+def test_gradients_are_finite_and_each_phase_moves_its_own_statistics(critic, policy, jit):
+    gan = build(lambda: convolutional(**CRITIC if critic else {}), policy)
     batch = images(tf.float64 if policy == "float64" else tf.float32)
     # A critic's loss does not change with its level.
-    still = ["discriminator/dense/bias"] if loss == "wgan_gp" else []
+    still = ["discriminator/dense/bias"] if critic else []
     moved = [check_phase(gan, phase, batch, policy, jit, still) for phase in gan.phases]
     assert moved[0] == (
-        set()
-        if loss == "wgan_gp"
-        else {f"discriminator/norm_1/moving_{s}" for s in ("mean", "variance")}
+        set() if critic else {f"discriminator/norm_1/moving_{s}" for s in ("mean", "variance")}
     )
     assert moved[1] == {
         f"generator/norm_{i}/moving_{s}" for i in (0, 1) for s in ("mean", "variance")
     }
 
 
-@pytest.mark.parametrize("loss", ["hinge", "wgan_gp"])
-def test_rows_depend_on_their_own_example_and_group(loss):
-    gan = build(lambda: convolutional(loss), "float64")
+@pytest.mark.parametrize("arguments", [{"loss": "hinge"}, CRITIC, {"penalty": "dragan"}])
+def test_rows_depend_on_their_own_example_and_group(arguments):
+    gan = build(lambda: convolutional(**arguments), "float64")
     for phase in gan.phases:
         check_rows_are_their_own(gan, phase, images(tf.float64))
+
+
+def test_rows_of_classes_depend_on_their_own_example_and_group():
+    gan = build(conditional, "float64")
+    for phase in gan.phases:
+        check_rows_are_their_own(gan, phase, labelled_images(tf.float64))
+
+
+@pytest.mark.parametrize(
+    ("policy", "jit"), [("float64", False), ("mixed_bfloat16", False), ("float32", True)]
+)
+def test_gradients_with_classes_and_statistics(policy, jit):
+    """Class-conditional batch norm in the generator, spectral norm in the discriminator, which every call refreshes."""
+    gan = build(conditional, policy)
+    batch = labelled_images(tf.float64 if policy == "float64" else tf.float32)
+    discriminator, generator = (check_phase(gan, p, batch, policy, jit) for p in gan.phases)
+    assert discriminator == {
+        path for path in variables(gan) if path.startswith("discriminator/") and path.endswith("/u")
+    }
+    assert generator == {
+        path for path in variables(gan) if path.startswith("generator/") and "/moving_" in path
+    }
+
+
+# Lazy penalty, classes, augmentation, diversity
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["plain", "xla"])
+def test_a_lazy_penalty_is_taken_at_every_third_step_three_times(jit):
+    """Loss and gradient are those of the discriminator without a penalty, or with three times the weight."""
+
+    def run(step, **arguments):
+        gan = build(lambda: linear("hinge", **arguments), "float64")
+        batch = images(tf.float64, (2, 3, 1))
+        loss, metrics, gradients, _ = run_phase(
+            gan, gan.phases[0], batch, tf.float64, jit, step=step
+        )
+        return loss, metrics.get("gradient_penalty"), gradients
+
+    for step in range(3, 7):
+        lazy = run(step, penalty="r1", penalty_weight=2.0, penalty_every=3)
+        weight = {} if step % 3 else {"penalty": "r1", "penalty_weight": 6.0}
+        loss, penalty, gradients = run(step, **weight)
+        np.testing.assert_allclose(lazy[0], loss, rtol=1e-12)
+        np.testing.assert_allclose(lazy[1], np.zeros(ROWS) if step % 3 else 3 * penalty, rtol=1e-12)
+        for mine, theirs in zip(lazy[2], gradients, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_both_networks_are_told_the_class_of_the_real_example():
+    plain = {"augmentation": (), "penalty": None, "penalty_every": 1}
+    gan = build(lambda: conditional(**plain), "float64")
+    batch = labelled_images(tf.float64)
+    noise = Noise(1, "discriminator", rows=ROWS, step=3, dtype=tf.float64)
+    latent = noise("latent").normal([4])
+    state = {"labels": batch["label"], "training": True, "update_statistics": False}
+    fake = tf.tanh(gan.generator(latent, **state))
+    _, metrics, _, _ = run_phase(gan, gan.phases[0], batch, tf.float64)
+    # Spectral norm goes on from the real examples to the generated ones.
+    with keras.StatelessScope():
+        real = gan.discriminator(2 * batch["image"] - 1, **state | {"update_statistics": True})
+        fake = gan.discriminator(fake, **state)
+    np.testing.assert_allclose(metrics["real_output"], real[:, 0], rtol=1e-10)
+    np.testing.assert_allclose(metrics["fake_output"], fake[:, 0], rtol=1e-10)
+    others = batch | {"label": (batch["label"] + 1) % 3}
+    step = tf.constant(3, tf.int64)
+    for phase in gan.phases:
+        with keras.StatelessScope():
+            loss, other = (
+                phase.loss(b, Noise(1, phase.name, rows=ROWS, dtype=tf.float64), step)[0]
+                for b in (batch, others)
+            )
+        assert np.all(np.abs(loss - other) > 1e-9)
+
+
+def test_samples_take_the_classes_in_turn():
+    gan = build(lambda: conditional(average_decay=0.0), "float64")
+    for path, variable in variables(gan).items():
+        if path.endswith(("beta", "gamma")):
+            variable.assign(np.random.default_rng(len(path)).normal(size=variable.shape))
+    samples = gan.sample(Noise(5, "sample", rows=6, first=2, dtype=tf.float64))
+    latent = Noise(5, "sample/latent", rows=6, first=2, dtype=tf.float64).normal([4])
+    expected = tf.tanh(gan.generator(latent, labels=tf.constant([2, 0, 1, 2, 0, 1])))
+    np.testing.assert_allclose(samples, (expected + 1) / 2, rtol=1e-12)
+
+
+def test_the_discriminator_sees_augmented_images_in_training_alone():
+    """Real and generated ones alike, each changed by noise of its own."""
+    changes = ("colour", "translation", "cutout")
+    gan = build(lambda: linear("hinge", augmentation=changes), "float64")
+    batch = images(tf.float64, (2, 3, 1))
+    noise = Noise(1, "discriminator", rows=ROWS, step=3, dtype=tf.float64)
+    x, kernel = 2 * batch["image"] - 1, gan.discriminator.trainable_variables[0]
+    fake = gan._generate(gan.generator, None, noise, training=True)
+    _, metrics, _, _ = run_phase(gan, gan.phases[0], batch, tf.float64)
+    for which, plain in (("real", x), ("fake", fake)):
+        seen = augment(plain, changes, noise(f"augmentation/{which}"))
+        assert np.all(np.any(seen != plain, (1, 2, 3)))
+        output = (tf.reshape(seen, [ROWS, 6]) @ kernel)[:, 0]
+        np.testing.assert_allclose(metrics[f"{which}_output"], output, rtol=1e-10, atol=1e-14)
+    evaluated = gan.evaluate(batch, Noise(5, "evaluate", rows=ROWS, dtype=tf.float64), 0)
+    output = (tf.reshape(x, [ROWS, 6]) @ kernel)[:, 0]
+    np.testing.assert_allclose(evaluated["real_output"], output, rtol=1e-12)
+
+
+def test_diversity_is_the_difference_of_two_neighbours():
+    x = images(tf.float64)["image"]
+    pairs = x.numpy().reshape(4, 2, 64)
+    expected = np.repeat(np.abs(pairs[:, 0] - pairs[:, 1]).mean(1), 2)
+    np.testing.assert_allclose(diversity(2 * x - 1), expected, rtol=1e-12)
+    gan = build(lambda: linear("hinge"), "float64")
+    values = {path: v.numpy() for path, v in variables(gan).items()}
+    batch = images(tf.float64, (2, 3, 1))
+    _, metrics, _, _ = run_phase(gan, gan.phases[0], batch, tf.float64)
+    np.testing.assert_allclose(metrics["real_diversity"], diversity(2 * batch["image"] - 1))
+    z = Noise(1, "discriminator/latent", rows=ROWS, step=3, dtype=tf.float64).normal([4])
+    fake = np.tanh(z @ values["generator/dense/kernel"]).reshape(4, 2, 6)
+    expected = np.repeat(np.abs(fake[:, 0] - fake[:, 1]).mean(1) / 2, 2)
+    np.testing.assert_allclose(metrics["fake_diversity"], expected, rtol=1e-10)
+    gan = build(lambda: linear("hinge", watch_diversity=False), "float64")
+    _, metrics, _, _ = run_phase(gan, gan.phases[0], batch, tf.float64)
+    assert not any("diversity" in name for name in metrics)
+    with pytest.raises(ValueError, match="its batch on a replica is 3: choose an even batch"):
+        diversity(x[:3])
 
 
 def test_the_discriminators_dropout_differs_for_real_and_generated_examples():
@@ -272,20 +398,22 @@ def test_the_discriminators_dropout_differs_for_real_and_generated_examples():
     gan = build(convolutional)
     x, noise = 2 * images()["image"] - 1, Noise(1, "discriminator", rows=ROWS)
     real, fake = (
-        gan._output(x, noise, which, training=True, update=False) for which in ("real", "fake")
+        gan._output(x, None, noise, which, training=True, update=False)
+        for which in ("real", "fake")
     )
     assert np.all(np.abs(real - fake) > 1e-6)
 
 
-@pytest.mark.parametrize("loss", ["non_saturating", "wgan_gp"])
-def test_losses_lower_to_xla(loss):
-    gan = build(lambda: convolutional(loss))
+@pytest.mark.parametrize("arguments", [{}, CRITIC])
+def test_losses_lower_to_xla(arguments):
+    gan = build(lambda: convolutional(**arguments))
     for phase in gan.phases:
         check_lowers_to_xla(gan, phase, images())
 
 
-def test_builds_alike_twice():
-    check_builds_alike_twice(convolutional)
+@pytest.mark.parametrize("make", [convolutional, conditional])
+def test_builds_alike_twice(make):
+    check_builds_alike_twice(make)
 
 
 # Networks
@@ -392,7 +520,13 @@ def test_images_that_do_not_fit_are_named(shape, stages, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"loss": "lsgan"}, "must be one of non_saturating, hinge, wgan_gp"),
+        ({"loss": "lsgan"}, "must be one of non_saturating, hinge, least_squares, wasserstein"),
+        ({"penalty": "r2"}, 'the penalty of GAN is "r2": it must be one of wgan_gp, r1, dragan'),
+        ({"penalty": "r1", "penalty_every": 0}, "penalty_every is 0 with penalty r1"),
+        ({"penalty_every": 16}, "penalty_every is 16 with penalty None"),
+        ({"augmentation": ("flip",)}, 'has "flip": it must be of colour, translation, cutout'),
+        ({"augmentation": ("cutout", "cutout")}, "cutout, cutout: name each change once"),
+        ({"conditional": True}, "the data has image but no label: give the source its labels"),
         ({"critic_updates": 0}, "critic_updates 0"),
         ({"average_decay": 1.0}, "average_decay is 1.0"),
     ],
@@ -409,7 +543,29 @@ def test_data_without_images_is_named():
         GAN({"image": Feature((8, 8, 1), "uint8")})
 
 
-def test_a_critic_has_no_batch_norm():
+def test_labels_without_classes_and_networks_without_labels_are_named():
+    many = spec(8, 8, 1) | {"label": Feature((), "int64")}
+    with pytest.raises(ValueError, match=r"label\" is int64 \[\] without a number of classes"):
+        GAN(many, conditional=True)
+    with pytest.raises(ValueError, match="the generator knows no classes: choose the ResNet"):
+        build(lambda: conditional(generator=MLPDecoder))
+
+
+def test_a_penalised_discriminator_has_no_batch_norm():
     discriminator = functools.partial(ConvolutionalEncoder, stages=2, group=4)
     with pytest.raises(ValueError, match="set the discriminator's group to 0"):
-        build(lambda: GAN(spec(8, 8, 1), loss="wgan_gp", discriminator=discriminator))
+        build(lambda: GAN(spec(8, 8, 1), penalty="r1", discriminator=discriminator))
+
+
+@pytest.mark.parametrize("make", [convolutional, conditional])
+def test_interpolations_begin_and_end_with_samples(make):
+    """Row i goes from latent i to latent i + 4 of 8, of the class i modulo classes."""
+    gan = build(make, "float64")
+    noise = Noise(1, "pictures", rows=ROWS, dtype=tf.float64)
+    table = gan.pictures(images(tf.float64), noise)["interpolations"]
+    assert table.shape == (ROWS // 2, 8, 8, 8, 1)
+    latent = Noise(1, "pictures", rows=ROWS, dtype=tf.float64)("latent").normal([4])
+    given = {"labels": tf.range(4) % 3} if make is conditional else {}
+    for column, ends in ((0, latent[:4]), (7, latent[4:])):
+        expected = (tf.tanh(gan.averaged(ends, **given)) + 1) / 2
+        np.testing.assert_allclose(table[:, column], expected, rtol=1e-6)

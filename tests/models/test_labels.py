@@ -10,7 +10,7 @@ from input_pipeline.batches import Feature
 from input_pipeline.noise import Noise
 from models.bounds import IWAE
 from models.image_networks import ConvolutionalDecoder, ConvolutionalEncoder
-from models.labels import LabelPlane, class_count
+from models.labels import LabelPlane, count_classes
 from models.mlp import MLPDecoder, MLPEncoder
 from models.vae import VAE
 from tests.models.objective_checks import (
@@ -118,14 +118,14 @@ def test_label_plane_by_hand():
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (None, "is missing: give labelled data"),
-        (Feature((), "int32"), "is int32 [], cardinality None"),
-        (Feature((3,), "int32", cardinality=2), "is int32 [3], cardinality 2"),
+        (None, "the data has image but no label: give the source its labels"),
+        (Feature((), "int32"), 'the feature "label" is int32 [] without a number of classes'),
+        (Feature((3,), "int32", cardinality=2), 'the feature "label" is int32 [3] without'),
     ],
 )
 def test_labels_are_checked(label, message):
     spec = {"image": SPEC["image"]} | ({} if label is None else {"label": label})
-    with pytest.raises(ValueError, match="a conditional model needs") as error:
+    with pytest.raises(ValueError, match=r"VAE\.conditional is True, but") as error:
         VAE(spec, conditional=True)
     assert message in str(error.value)
-    assert class_count(SPEC) == CLASSES
+    assert count_classes(SPEC, "") == CLASSES

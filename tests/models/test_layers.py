@@ -138,3 +138,36 @@ def test_ghost_batch_norm_computes_statistics_in_float32():
 def test_a_group_that_does_not_divide_the_batch_is_an_error_with_both_numbers():
     with pytest.raises(ValueError, match=r"groups of 4 examples.* batch of 6"):
         batch_norm()(tf.ones((6, 5, CHANNELS), tf.float64), training=True)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_class_conditional_batch_norm(jit):
+    """Each class' factor and shift after the statistics of all; their gradients are sums over the class' examples."""
+    with dtype_policy("float64"):
+        layer = GhostBatchNorm(GROUP, "norm", classes=3)
+        layer.build((None, 5, CHANNELS))
+    rng = np.random.default_rng(3)
+    gamma, beta = rng.normal(size=(2, 3, CHANNELS))
+    layer.gamma.assign(gamma)
+    layer.beta.assign(beta)
+    x, weight = rng.normal(2, 3, (8, 5, CHANNELS)), rng.normal(size=(8, 5, CHANNELS))
+    labels = np.array([0, 2, 2, 0, 2, 0, 0, 2])
+
+    @tf.function(jit_compile=jit)
+    def run(x):
+        with keras.StatelessScope(), tf.GradientTape() as tape:
+            y = layer(x, labels=tf.constant(labels), training=True)
+            loss = tf.reduce_sum(weight * y)
+        return y, tape.gradient(loss, [layer.gamma.value, layer.beta.value])
+
+    y, (dgamma, dbeta) = run(tf.constant(x))
+    normal = reference(x, np.ones(CHANNELS), np.zeros(CHANNELS))[0]
+    expected = normal * gamma[labels][:, None] + beta[labels][:, None]
+    np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
+    member = np.eye(3)[labels]
+    np.testing.assert_allclose(dbeta, member.T @ weight.sum(1), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(dgamma, member.T @ (weight * normal).sum(1), rtol=1e-12, atol=1e-12)
+    still = (x - 0) / np.sqrt(1 + 1e-3) * gamma[labels][:, None] + beta[labels][:, None]
+    np.testing.assert_allclose(layer(x, labels=labels), still, rtol=1e-12)
+    with pytest.raises(ValueError, match="has 3 classes: call it with labels"):
+        layer(x)

@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from input_pipeline.batches import Feature
 from input_pipeline.noise import Noise
+from models.grid_networks import ResidualDecoder, ResidualEncoder
 from models.likelihoods import Gaussian
-from models.residual_networks import ResidualDecoder, ResidualEncoder
 from models.vq_vae import VQVAE
 from tests.models.objective_checks import (
     build,
