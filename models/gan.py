@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -211,15 +210,17 @@ class GAN:
     def _network(
         self, factory: NetworkFactory, size: int, noise: Noise, name: str
     ) -> keras.layers.Layer:
-        options = {}
-        if self.classes:
-            options["classes"] = self.classes
-            if "classes" not in inspect.signature(factory).parameters:
-                raise ValueError(
-                    f"GAN.conditional is True, but the {name.partition('_')[0]} knows no classes: choose the ResNet networks, "
-                    "or set GAN.conditional = False"
-                )
-        return factory(self.shape, size, noise=noise(name), name=name, **options)
+        # Asked by making it, since a configuration's wrapper hides what a network takes.
+        classes = {"classes": self.classes} if self.classes else {}
+        try:
+            return factory(self.shape, size, noise=noise(name), name=name, **classes)
+        except TypeError as error:
+            if "unexpected keyword argument 'classes'" not in str(error):
+                raise
+            raise ValueError(
+                f"GAN.conditional is True, but the {name} knows no classes: choose the ResNet networks, or set "
+                "GAN.conditional = False"
+            ) from None
 
     def _labels(self, batch: Batch) -> tf.Tensor | None:
         return batch["label"] if self.classes else None
