@@ -73,8 +73,13 @@ def test_sample_leaves_the_picture_that_it_names(run: Path, capsys: pytest.Captu
     for which, step in (("last", 2), ("1", 1)):
         command = ["sample", f"--workdir={run}", f"--checkpoint={which}", "--seed=7", "--count=4"]
         assert main.main([*command, "--strategy=one_device"]) == 0
-        path = run / f"samples/step-{step:08d}-seed-7.png"
-        assert capsys.readouterr() == (f"{path}\n", "")
+        tables = ("interpolations", "reconstructions", "traversals")
+        path, *others = (
+            run / f"samples/step-{step:08d}-{name}.png" for name in ("seed-7", *tables)
+        )
+        said = "".join(f"{path}\n" for path in (path, *others))
+        assert capsys.readouterr() == (said, "")
+        assert all(other.exists() for other in others)
         pictures[step] = np.asarray(Image.open(path))
     assert main.main(["train", "--strategy=one_device", f"--workdir={run}"]) == 0
     assert f"{run}/samples/step-00000002.png" in capsys.readouterr().out  # Not the one of above.
