@@ -125,6 +125,9 @@ def read_index(folder: str) -> dict[str, Any]:
         raise DataError(
             f"{path} is not of the format {FORMAT!r}, version {VERSION}: convert the pictures again"
         )
+    missing = {"count", "shape", "classes", "cardinality", "files"} - index.keys()
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(sorted(missing))}: convert the pictures again")
     return index
 
 

@@ -81,10 +81,10 @@ def pack(
             for name in files
         }
         _replace(partial / INDEX, plan)
-        (partial / PROGRESS).unlink()
         os.fsync(lock)
         os.rename(partial, target)
         _sync(target.parent)
+        (target / PROGRESS).unlink()
     finally:
         os.close(lock)
 

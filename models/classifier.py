@@ -70,10 +70,11 @@ class Classifier:
           images: `[b, height, width, channels]` in [0, 1].
 
         Returns:
-          Features `[b, features]`, none below 0, and the probabilities of the classes `[b, classes]`.
+          Features `[b, features]`, none below 0, and the probabilities of the classes `[b, classes]`; float32 at least.
         """
         features, logits = self._forward(images, None, training=False)
-        return features, tf.nn.softmax(logits)
+        wide = tf.float64 if features.dtype == tf.float64 else tf.float32
+        return tf.cast(features, wide), tf.nn.softmax(tf.cast(logits, wide))
 
     def _judge(
         self, batch: Batch, noise: Noise, training: bool

@@ -73,7 +73,7 @@ class Neighbourhoods:
     coverage: float
 
 
-def neighbourhoods(real: np.ndarray, fake: np.ndarray, k: int = 5) -> Neighbourhoods:
+def neighbourhoods(real: np.ndarray, fake: np.ndarray, k: int) -> Neighbourhoods:
     """Precision, recall, density and coverage.
 
     Raises:

@@ -131,6 +131,8 @@ def _source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
         _refuse(given & {"labels", "part"}, "TFRecord files")
         if len(given & {"label_feature", "classes"}) == 1:
             raise UsageError("--label_feature and --classes belong together: give both or neither")
+        if line.classes is not None and line.classes < 1:
+            raise UsageError(f"--classes={line.classes}: it must be at least 1")
         shards = TFRecords(
             line.source,
             image=line.image_feature or "image/encoded",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import io
@@ -11,9 +12,9 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
-from sklearn.neighbors import NearestNeighbors
+from sklearn.metrics.pairwise import euclidean_distances
 
-from input_pipeline.batches import Source
+from input_pipeline.batches import Batches, Slice, Source
 from models.sample_metrics import frechet_distance, kernel_distance, neighbourhoods
 from trainer import durable
 from trainer.exits import ConfigError
@@ -23,6 +24,8 @@ MOST = 10_000
 """Pictures of a kind that are compared, if there are so many and no other number is asked for."""
 SEARCHED = 100_000
 """Training pictures among which neighbours are searched."""
+NEIGHBOURS = 5
+"""By which neighbourhoods are measured, as Naeem et al. (2020) do."""
 BATCH = 500
 
 
@@ -30,15 +33,16 @@ class Judge:
     """Compares pictures with those of a data set in the features of a trained classifier.
 
     The yardstick are held-out pictures; where there are none, half of the training pictures. Beside it the floor: what as many
-    other training pictures have.
+    other training pictures have. All are taken at random, as `Experiment.validation_transforms` make them.
 
     Args:
       classifier: a restored training of `models.classifier.Classifier`.
-      data: the training whose data set it is.
+      data: the training whose data set and samples are compared.
       count: pictures of each kind; None for as many as there are, up to `MOST`.
 
     Raises:
-      ConfigError: if the classifier is the training of something else, or of pictures of another size.
+      ConfigError: if the classifier is the training of something else, or of pictures of another size; if the model has no
+        pictures or draws none; if they are too few to have neighbours.
     """
 
     def __init__(self, classifier: Trainer, data: Trainer, count: int | None = None) -> None:
@@ -47,16 +51,22 @@ class Judge:
             raise ConfigError(
                 f"--features={classifier.workdir} is a run of {type(classifier.objective).__name__}: name one of a Classifier"
             )
+        if "image" not in data.batches.element_spec or data.objective.sample is None:
+            raise ConfigError(
+                f"{type(data.objective).__name__} draws no pictures, which --features compares: leave it out"
+            )
         self._classifier, self._see = classifier, recognise
-        source, held_out = data.experiment.source, data.experiment.validation
-        ids = np.asarray(data.batches.ids(tf.range(len(source), dtype=tf.int64)))
-        if held_out is None:
-            yardstick, floor = (source, ids[::2]), (source, ids[1::2])
-        else:
-            yardstick, floor = (held_out, np.arange(len(held_out))), (source, ids)
-        self.count = min(len(yardstick[1]), len(floor[1]), count or MOST)
-        self._yardstick, _ = self._remembered(_read(*yardstick, self.count))
-        self.floor = _metrics(self._yardstick, *self._remembered(_read(*floor, self.count)))
+        train, held_out = len(data.batches.source), data.batches.validation
+        most = train // 2 if held_out is None else min(train, len(held_out))
+        self.count = min(most, count or MOST)
+        if self.count <= NEIGHBOURS:
+            raise ConfigError(
+                f"{self.count} pictures of a kind are too few to compare: take more than {NEIGHBOURS}"
+            )
+        floor = _Pictures(data.batches)
+        yardstick = floor if held_out is None else _Pictures(data.batches, held_out)
+        self._yardstick, _ = self._remembered(yardstick.take(self.count))
+        self.floor = _metrics(self._yardstick, *self._remembered(floor.take(self.count)))
 
     def __call__(self, pictures: np.ndarray, classes: int | None = None) -> dict[str, float]:
         """Name -> value, of `count` pictures, uint8 `[count, height, width, channels]`.
@@ -95,7 +105,7 @@ class Judge:
         if pictures.shape[1:] != shape:
             raise ConfigError(
                 f"the pictures are {list(pictures.shape[1:])}, and the classifier of {self._classifier.workdir} is for "
-                f"{list(shape)}: train one on the same data"
+                f"{list(shape)}: train one on the same data, and give both the same sizes in Experiment.validation_transforms"
             )
         parts = [
             self._run(tf.constant(pictures[i : i + BATCH])) for i in range(0, len(pictures), BATCH)
@@ -111,6 +121,30 @@ class Judge:
         return tf.function(run, autograph=False, reduce_retracing=True)
 
 
+class _Pictures:
+    """The pictures of a data set in random order, as people see them: those of training, or of another source."""
+
+    def __init__(self, batches: Batches, source: Source | None = None) -> None:
+        self._decode = batches.source.decode
+        batches = dataclasses.replace(
+            batches,
+            source=source or batches.source,
+            transforms=batches.validation_transforms,
+            global_batch=BATCH,
+        )
+        self._data = iter(batches.training(Slice()))
+        self._left = np.empty([0])
+
+    def take(self, count: int) -> np.ndarray:
+        """The next ones, uint8 `[count, height, width, channels]`."""
+        parts = [self._left] if len(self._left) else []
+        while sum(map(len, parts)) < count:
+            parts.append(self._decode(next(self._data)["image"][0]))
+        pictures = np.concatenate(parts)
+        self._left = pictures[count:]
+        return pictures[:count]
+
+
 def nearest(data: Trainer, pictures: np.ndarray, neighbours: int = 7) -> np.ndarray:
     """Each picture beside the training pictures nearest to it, pixel by pixel: a model that memorises shows twins.
 
@@ -122,30 +156,28 @@ def nearest(data: Trainer, pictures: np.ndarray, neighbours: int = 7) -> np.ndar
     Returns:
       uint8 `[n, 1 + neighbours, height, width, channels]`.
     """
-    source = data.experiment.source
-    count = min(len(source), SEARCHED)
-    ids = np.asarray(data.batches.ids(tf.range(count, dtype=tf.int64)))
-    known = _read(source, ids, count)
-    search = NearestNeighbors(n_neighbors=min(neighbours, count), algorithm="brute")
-    search.fit(known.reshape(count, -1).astype(np.float32))
-    found = search.kneighbors(pictures.reshape(len(pictures), -1), return_distance=False)
-    return np.concatenate([pictures[:, np.newaxis], known[found]], 1)
+    known, count = _Pictures(data.batches), min(len(data.batches.source), SEARCHED)
+    wanted = _flat(pictures)
+    found = np.empty([len(pictures), 0, *pictures.shape[1:]], np.uint8)
+    distances = np.empty([len(pictures), 0])
+    for first in range(0, count, BATCH):
+        block = known.take(min(BATCH, count - first))
+        distances = np.concatenate([distances, euclidean_distances(wanted, _flat(block))], 1)
+        found = np.concatenate([found, np.tile(block, [len(pictures), 1, 1, 1, 1])], 1)
+        best = np.argsort(distances, 1, kind="stable")[:, :neighbours]
+        distances = np.take_along_axis(distances, best, 1)
+        found = np.take_along_axis(found, best[..., np.newaxis, np.newaxis, np.newaxis], 1)
+    return np.concatenate([pictures[:, np.newaxis], found], 1)
 
 
-def _read(source: Source, ids: np.ndarray, count: int) -> np.ndarray:
-    """The first `count` pictures of these ids, as people see them."""
-    chosen = ids[:count]
-    parts = [
-        source.decode(source.read(tf.constant(chosen[i : i + BATCH], tf.int64))["image"])
-        for i in range(0, count, BATCH)
-    ]
-    return np.concatenate(parts)
+def _flat(pictures: np.ndarray) -> np.ndarray:
+    return pictures.reshape(len(pictures), -1).astype(np.float32)
 
 
 def _metrics(
     expected: np.ndarray, features: np.ndarray, probabilities: np.ndarray
 ) -> dict[str, float]:
-    near = neighbourhoods(expected, features)
+    near = neighbourhoods(expected, features, NEIGHBOURS)
     shares = np.bincount(probabilities.argmax(1), minlength=probabilities.shape[1]) / len(features)
     return {
         "frechet_distance": frechet_distance(expected, features),

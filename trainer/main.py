@@ -30,6 +30,7 @@ from trainer.hardware import Hardware
 from trainer.preemption import stop_signal
 
 if TYPE_CHECKING:
+    from trainer.judge import Judge
     from trainer.trainer import Trainer
 
 INTERRUPTED = 130  # as shells report SIGINT
@@ -105,8 +106,6 @@ def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     """Trains, or with `--dry_run` says what it would do and writes nothing."""
     folder = None if line.workdir is None else Path(line.workdir)
     bindings = config_files.read(line.configs or _config_of(folder), line.gin_params)
-    if line.features is not None:
-        workdir.config_file(Path(line.features))  # Its absence must not show after an hour.
     with _stoppable():
         names = registry()
         resolved = names.resolve(bindings)
@@ -121,6 +120,8 @@ def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
             return
         workdir.prepare(folder)
         trainer = _trainer(names, resolved, line.hardware, folder)
+        # What does not fit must not show after an hour.
+        judge = None if line.features is None else _judge(line, trainer)
 
     from trainer.trainer import Outcome
 
@@ -141,9 +142,8 @@ def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         if outcome is Outcome.ALREADY_DONE:
             steps = int(trainer.step.number.numpy())
             print(f"already done: {steps} steps; more with --gin_param={names.root}.steps=…")
-        if line.features is not None:
-            with _data_problems():
-                compared = _compared(line, trainer)
+        if judge:
+            compared = _compared(line, trainer, judge)
             _print_table(f"samples in the eyes of {line.features}", compared)
         print(_results(folder))
 
@@ -157,7 +157,7 @@ def evaluate(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         if line.features is None or trainer.experiment.validation is not None:
             metrics = trainer.evaluate()
         if line.features is not None:
-            compared = _compared(line, trainer)
+            compared = _compared(line, trainer, _judge(line, trainer))
     if not trainer.cluster.chief:
         return
     title = f"{line.workdir}, step {step}"
@@ -171,24 +171,35 @@ def evaluate(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     print(json.dumps({"step": step, **finite}, allow_nan=False))
 
 
-def _compared(line: flags.CommandLine, trainer: Trainer) -> dict[str, dict[str, float]]:
-    """Samples and real pictures in the eyes of the classifier of `--features`, see `trainer.judge`.
+def _judge(line: flags.CommandLine, trainer: Trainer) -> Judge:
+    """The judge of `--features`, see `trainer.judge`."""
+    from trainer.judge import Judge
 
-    Leaves a picture of samples beside their nearest training pictures.
-    """
+    with _data_problems():
+        classifier, _ = _restored(Path(line.features or ""), Hardware(strategy="one_device"))
+        return Judge(classifier, trainer, line.count)
+
+
+def _compared(
+    line: flags.CommandLine, trainer: Trainer, judge: Judge
+) -> dict[str, dict[str, float]]:
+    """Samples and real pictures; leaves a picture of samples beside their nearest training pictures."""
     from trainer import pictures
-    from trainer.judge import Judge, nearest
+    from trainer.judge import nearest
 
-    classifier, _ = _restored(Path(line.features or ""), Hardware(strategy="one_device"))
-    seed = trainer.experiment.seed if line.seed is None else line.seed
-    judge = Judge(classifier, trainer, line.count)
-    samples = trainer.sample(judge.count, seed)
+    with _data_problems():
+        samples = trainer.sample(judge.count, _seed(line, trainer))
+        neighbours = nearest(trainer, samples[:NEIGHBOURED])
     name = f"step-{int(trainer.step.number.numpy()):08d}-neighbours.png"
     path = Path(line.workdir or "") / "samples" / name
     workdir.prepare(path.parent)
-    durable.write(path, pictures.png(pictures.table(nearest(trainer, samples[:NEIGHBOURED]))))
+    durable.write(path, pictures.png(pictures.table(neighbours)))
     classes = getattr(trainer.objective, "classes", None)
     return {"samples": judge(samples, classes), "real": judge.floor}
+
+
+def _seed(line: flags.CommandLine, trainer: Trainer) -> int:
+    return trainer.experiment.seed if line.seed is None else line.seed
 
 
 def _print_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> None:
@@ -212,7 +223,7 @@ def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     count = line.count or trainer.experiment.samples
     if not count:
         raise UsageError("the configuration has samples = 0: give --count")
-    seed = trainer.experiment.seed if line.seed is None else line.seed
+    seed = _seed(line, trainer)
     with _data_problems():
         decoded, tables = trainer.sample(count, seed), trainer.pictures()
     if not trainer.cluster.chief:

@@ -42,6 +42,9 @@ class MetricWriter:
     def __init__(self, workdir: str | os.PathLike[str], resume_step: int = 0):
         self._workdir = pathlib.Path(workdir)
         self._workdir.mkdir(parents=True, exist_ok=True)
+        for path in self._workdir.glob("samples/step-????????*"):
+            if int(path.name[5:13]) > resume_step:
+                path.unlink()
         self._rows = _Rows(self._workdir / "metrics.jsonl", resume_step)
         self._events = _Events(self._workdir / "summaries", resume_step)
 
@@ -78,7 +81,7 @@ class MetricWriter:
         if len(paths) > 1:
             # The last is always among them.
             every = -(-len(paths) // MOST_FRAMES)
-            frames = [path.read_bytes() for path in paths[::-1][::every][::-1]]
+            frames = [path.read_bytes() for path in reversed(paths[::-1][::every])]
             self._keep("training.gif", pictures.animation(frames))
 
     def _keep(self, name: str, data: bytes) -> pathlib.Path:

@@ -61,8 +61,12 @@ def _check(pictures: np.ndarray, dimensions: int) -> int:
 
 
 def animation(frames: Sequence[bytes]) -> bytes:
-    """An animated GIF of PNG files of one size, two frames a second, that stays at the last one for three seconds."""
-    first, *more = (Image.open(io.BytesIO(frame)).convert("RGB") for frame in frames)
+    """An animated GIF of PNG files, two frames a second, that stays at the last one for three seconds.
+
+    Frames of another size than the last are left out.
+    """
+    pictures = [Image.open(io.BytesIO(frame)).convert("RGB") for frame in frames]
+    first, *more = (picture for picture in pictures if picture.size == pictures[-1].size)
     file, durations = io.BytesIO(), [500] * len(more) + [3000]
     first.save(file, "GIF", save_all=True, append_images=more, duration=durations, loop=0)
     return file.getvalue()

@@ -26,7 +26,7 @@ NOISE_NAMES = {"weights", "evaluate", "sample", "pictures", "transform", "valida
 
 RANDOM_KERNEL = re.compile(
     "Random(?!IndexShuffle|GammaGrad)|Multinomial|(Parameterized)?TruncatedNormal"
-    "|Stateful(Random|StandardNormal|TruncatedNormal|Uniform)"
+    r"|Stateful(Random|StandardNormal|TruncatedNormal|Uniform)|\w*CandidateSampler|SampleDistorted"
 )
 """How the names of operations begin that draw from a state, a device's or a generator's."""
 

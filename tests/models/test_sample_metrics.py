@@ -73,4 +73,4 @@ def test_neighbourhoods_of_a_collapsed_model():
 
 def test_too_few_vectors_are_refused():
     with pytest.raises(ValueError, match="70 and 5 vectors are too few for 5 neighbours"):
-        neighbourhoods(REAL, FAKE[:5])
+        neighbourhoods(REAL, FAKE[:5], 5)

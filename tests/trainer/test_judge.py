@@ -29,7 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The runs of a classifier, of a VAE of the same digits and of one of larger pictures."""
     folder = tmp_path_factory.mktemp("runs")
     assert lockstep(f"train classifier/digits --workdir={folder}/classifier {SMALL}") == 0
-    assert lockstep(f"train vae/digits_mlp --workdir={folder}/vae --gin_param=STEPS=40") == 0
+    assert lockstep(f"train vae/digits --workdir={folder}/vae --gin_param=STEPS=40 {SMALL}") == 0
     return folder
 
 
@@ -77,8 +77,8 @@ def test_samples_are_shown_beside_the_nearest_training_pictures(runs):
 
 
 def test_a_training_ends_with_the_comparison(runs, capsys, tmp_path):
-    command = f"train vae/digits_mlp --workdir={runs}/vae"
-    assert lockstep(f"{command} --gin_param=STEPS=40 --features={runs}/classifier") == 0
+    command = f"train vae/digits --workdir={runs}/vae {SMALL}"
+    assert lockstep(f"{command} --features={runs}/classifier") == 0
     out = capsys.readouterr().out
     assert "already done" in out and f"samples in the eyes of {runs}/classifier" in out
     assert "frechet_distance" in out
@@ -114,6 +114,16 @@ def test_what_cannot_be_compared_is_one_line(runs, capsys, tmp_path):
     assert capsys.readouterr().err == (
         f"lockstep: --features={runs}/vae is a run of VAE: name one of a Classifier\n"
     )
+    assert lockstep(f"evaluate --workdir={runs}/vae --features={runs}/classifier --count=5") == 78
+    assert capsys.readouterr().err == (
+        "lockstep: 5 pictures of a kind are too few to compare: take more than 5\n"
+    )
+    train = f"train lstm/pydoc --workdir={tmp_path}/text --features={runs}/classifier"
+    assert lockstep(train) == 78
+    assert capsys.readouterr().err == (
+        "lockstep: LSTMLanguageModel draws no pictures, which --features compares: leave it out\n"
+    )
+    assert not (tmp_path / "text/metrics.jsonl").exists()
     assert lockstep(f"evaluate --workdir={runs}/vae --features={tmp_path}/none") == 78
     assert f"workdir {tmp_path}/none holds no run" in capsys.readouterr().err
     assert lockstep(f"sample --workdir={runs}/classifier --count=2") == 78
@@ -139,5 +149,5 @@ def test_pictures_of_another_size_are_refused(runs, capsys, tmp_path):
     assert lockstep(f"evaluate --workdir={tmp_path}/other --features={runs}/classifier") == 78
     assert capsys.readouterr().err == (
         f"lockstep: the pictures are [5, 6, 1], and the classifier of {runs}/classifier is for [8, 8, 1]: train one on the "
-        "same data\n"
+        "same data, and give both the same sizes in Experiment.validation_transforms\n"
     )

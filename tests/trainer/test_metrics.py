@@ -299,3 +299,18 @@ def test_an_animation_of_the_samples(tmp_path, monkeypatch):
         assert np.asarray(animation.convert("L")).min() == 0
         animation.seek(1)
         assert np.asarray(animation.convert("L")).min() == 255
+
+
+def test_samples_of_later_steps_are_dropped(tmp_path):
+    with metrics.MetricWriter(tmp_path, 0) as writer:
+        for step in (1, 2, 3):
+            writer.samples(step, np.zeros([1, 2, 2, 1], np.uint8))
+            writer.table(step, "pairs", np.zeros([1, 2, 2, 2, 1], np.uint8))
+    metrics.MetricWriter(tmp_path, 2).close()
+    names = [
+        "step-00000001-pairs.png",
+        "step-00000001.png",
+        "step-00000002-pairs.png",
+        "step-00000002.png",
+    ]
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == names

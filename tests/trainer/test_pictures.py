@@ -108,3 +108,10 @@ def test_an_animation_shows_each_picture_and_stays_at_the_last():
             animation.seek(number)
             assert np.asarray(animation.convert("L"))[0, 0] == level
             assert animation.info["duration"] == (3000 if number == 2 else 500)
+
+
+def test_an_animation_leaves_out_pictures_of_another_size():
+    sizes = ([4, 5, 1], [8, 8, 1], [4, 5, 1])
+    frames = [pictures.png(np.full(size, 9 * n, np.uint8)) for n, size in enumerate(sizes)]
+    with PIL.Image.open(io.BytesIO(pictures.animation(frames))) as animation:
+        assert (animation.n_frames, animation.size) == (2, (5, 4))

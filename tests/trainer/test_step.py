@@ -307,6 +307,12 @@ def loss_of(make):
     return spoil
 
 
+def candidate():
+    """What a sampled softmax draws."""
+    zero = tf.zeros([1, 1], tf.int64)
+    return tf.random.log_uniform_candidate_sampler(zero, 1, 1, True, 5).sampled_candidates[0]
+
+
 def does_not_read(objective):
     objective.phases = [changed(objective.phases[0], reads=False)]
 
@@ -370,6 +376,11 @@ BROKEN = {
     "TensorFlow's random numbers": (
         loss_of(lambda loss: loss + tf.random.normal(loss.shape, dtype=loss.dtype)),
         "the loss of phase only draws by TensorFlow's RandomStandardNormal, whose numbers depend on the layout: "
+        "draw from `noise` instead",
+    ),
+    "candidates of TensorFlow's": (
+        loss_of(lambda loss: loss + tf.cast(candidate(), loss.dtype)),
+        "the loss of phase only draws by TensorFlow's LogUniformCandidateSampler, whose numbers depend on the layout: "
         "draw from `noise` instead",
     ),
     "random numbers within a condition": (
