@@ -106,8 +106,7 @@ def _fork(run: Callable[[], int]) -> int:
     child = os.fork()
     if child:
         return child
-    # It ends with its parent: a test run that is stopped leaves nobody behind.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _end_with_parent()
     code = 70
     try:
         code = run()
@@ -116,6 +115,11 @@ def _fork(run: Callable[[], int]) -> int:
     finally:
         sys.stdout.flush()
         os._exit(code)
+
+
+def _end_with_parent() -> None:
+    """A test run that is stopped leaves nobody behind."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _kill(child: int, rows: str, more: int, seconds: float) -> None:
@@ -161,5 +165,6 @@ def nursery() -> int:
 
 
 if __name__ == "__main__":
+    _end_with_parent()
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     sys.exit({"worker": worker, "nursery": nursery}[sys.argv[1]](*sys.argv[2:]))
