@@ -11,8 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from models.initializers import VarianceScaling
-from models.layers import built
+from models.layers import built, convolution
 from models.objective import Noise
 
 
@@ -75,11 +74,11 @@ class ResidualEncoder(_ResidualNetwork):
     ):
         _grid(shape, stages)
         chain: list[keras.layers.Layer] = [
-            _convolution(width, 4, noise, f"convolution_{i}", strides=2, activation="relu")
+            convolution(width, 4, noise, f"convolution_{i}", strides=2, activation="relu")
             for i in range(stages)
         ]
         chain += [_Residual(width, noise(f"block_{i}"), f"block_{i}") for i in range(blocks)]
-        chain.append(_convolution(outputs, 1, noise, "vectors"))
+        chain.append(convolution(outputs, 1, noise, "vectors"))
         super().__init__(name, chain, shape)
 
 
@@ -102,20 +101,19 @@ class ResidualDecoder(_ResidualNetwork):
         blocks: int = 2,
     ):
         grid = _grid(shape, stages)
-        chain: list[keras.layers.Layer] = [_convolution(width, 3, noise, "vectors")]
+        chain: list[keras.layers.Layer] = [convolution(width, 3, noise, "vectors")]
         chain += [_Residual(width, noise(f"block_{i}"), f"block_{i}") for i in range(blocks)]
         for stage in range(stages):
             last = stage == stages - 1
             chain.append(
-                keras.layers.Conv2DTranspose(
+                convolution(
                     shape[-1] if last else width,
-                    kernel_size=4,
+                    4,
+                    noise,
+                    f"convolution_{stage}",
                     strides=2,
-                    padding="same",
-                    data_format="channels_last",
                     activation=None if last else "relu",
-                    kernel_initializer=VarianceScaling(noise(f"convolution_{stage}")),
-                    name=f"convolution_{stage}",
+                    transposed=True,
                 )
             )
         super().__init__(name, chain, (*grid, inputs))
@@ -126,10 +124,10 @@ class _Residual(keras.layers.Layer):
 
     def __init__(self, width: int, noise: Noise, name: str):
         super().__init__(name=name)
-        self.wide = _convolution(width, 3, noise, "wide")
+        self.wide = convolution(width, 3, noise, "wide")
         # With a bias grappler fuses convolution, bias and sum, loses a node which the gradient reads, and logs "remapper
         # failed" (TensorFlow 2.21).
-        self.narrow = _convolution(width, 1, noise, "narrow", use_bias=False)
+        self.narrow = convolution(width, 1, noise, "narrow", use_bias=False)
 
     def build(self, input_shape: Sequence[Any]) -> None:
         built(self.narrow, built(self.wide, input_shape[1:]))
@@ -139,28 +137,6 @@ class _Residual(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         return tuple(input_shape)
-
-
-def _convolution(
-    filters: int,
-    side: int,
-    noise: Noise,
-    name: str,
-    strides: int = 1,
-    activation: str | None = None,
-    use_bias: bool = True,
-) -> keras.layers.Layer:
-    return keras.layers.Conv2D(
-        filters,
-        kernel_size=side,
-        strides=strides,
-        padding="same",
-        data_format="channels_last",
-        activation=activation,
-        use_bias=use_bias,
-        kernel_initializer=VarianceScaling(noise(name)),
-        name=name,
-    )
 
 
 def _grid(shape: Sequence[int], stages: int) -> tuple[int, int]:

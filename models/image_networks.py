@@ -15,8 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from models.initializers import VarianceScaling
-from models.layers import Dropout, GhostBatchNorm, built, dense, flat
+from models.layers import Dropout, GhostBatchNorm, built, convolution, dense, flat
 from models.objective import Feature, Noise
 
 NetworkFactory = Callable[..., keras.layers.Layer]
@@ -112,15 +111,13 @@ class ConvolutionalEncoder(keras.layers.Layer):
         for stage in range(count_stages(shape, stages)):
             normed = group > 0 and stage > 0
             self.convolutions.append(
-                keras.layers.Conv2D(
+                convolution(
                     width * 2**stage,
-                    kernel_size=4,
+                    4,
+                    noise,
+                    f"convolution_{stage}",
                     strides=2,
-                    padding="same",
-                    data_format="channels_last",
                     use_bias=not normed,
-                    kernel_initializer=VarianceScaling(noise(f"convolution_{stage}")),
-                    name=f"convolution_{stage}",
                 )
             )
             self.norms.append(_norm(group if normed else 0, f"norm_{stage}"))
@@ -130,8 +127,8 @@ class ConvolutionalEncoder(keras.layers.Layer):
 
     def build(self, input_shape: Sequence[Any]) -> None:
         shape = tuple(input_shape[1:])
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            shape = built(norm, built(convolution, shape))
+        for layer, norm in zip(self.convolutions, self.norms, strict=True):
+            shape = built(norm, built(layer, shape))
         built(self.dense, [math.prod(shape)])
 
     def call(
@@ -143,10 +140,8 @@ class ConvolutionalEncoder(keras.layers.Layer):
         update_statistics: bool = True,
     ) -> tf.Tensor:
         """Images `[b, size, size, channels]` -> `[b, outputs]`; `noise`, b rows, is drawn from if there is dropout."""
-        for convolution, norm, dropout in zip(
-            self.convolutions, self.norms, self.dropouts, strict=True
-        ):
-            x = _normalise(norm, convolution(x), training, update_statistics)
+        for layer, norm, dropout in zip(self.convolutions, self.norms, self.dropouts, strict=True):
+            x = _normalise(norm, layer(x), training, update_statistics)
             x = leaky_relu(x)
             x = dropout(x, noise=noise and noise(dropout.name), training=training)
         return self.dense(flat(x))
@@ -183,15 +178,14 @@ class ConvolutionalDecoder(keras.layers.Layer):
         self.dense = dense(math.prod(self.base_shape), noise, "dense", use_bias=group == 0)
         self.norms = [_norm(group, f"norm_{stage}") for stage in range(stages)]
         self.convolutions = [
-            keras.layers.Conv2DTranspose(
+            convolution(
                 filters,
-                kernel_size=4,
+                4,
+                noise,
+                f"convolution_{stage}",
                 strides=2,
-                padding="same",
-                data_format="channels_last",
                 use_bias=group == 0 or stage == stages - 1,
-                kernel_initializer=VarianceScaling(noise(f"convolution_{stage}")),
-                name=f"convolution_{stage}",
+                transposed=True,
             )
             for stage, filters in enumerate([*channels[1:], shape[-1]])
         ]
@@ -200,8 +194,8 @@ class ConvolutionalDecoder(keras.layers.Layer):
     def build(self, input_shape: Sequence[Any]) -> None:
         built(self.dense, input_shape[1:])
         shape: tuple[int, ...] = self.base_shape
-        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
-            shape = built(convolution, built(norm, shape))
+        for norm, layer in zip(self.norms, self.convolutions, strict=True):
+            shape = built(layer, built(norm, shape))
 
     def call(
         self,
@@ -213,9 +207,9 @@ class ConvolutionalDecoder(keras.layers.Layer):
     ) -> tf.Tensor:
         """Codes `[b, inputs]` -> `[b, size, size, channels]`; nothing is drawn from `noise`."""
         x = tf.reshape(self.dense(x), [-1, *self.base_shape])
-        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
+        for norm, layer in zip(self.norms, self.convolutions, strict=True):
             x = tf.nn.relu(_normalise(norm, x, training, update_statistics))
-            x = convolution(x)
+            x = layer(x)
         return x
 
 

@@ -179,6 +179,31 @@ def dense(
     )
 
 
+def convolution(
+    filters: int,
+    side: int,
+    noise: Noise,
+    name: str,
+    strides: int = 1,
+    activation: str | None = None,
+    use_bias: bool = True,
+    transposed: bool = False,
+) -> keras.layers.Layer:
+    """Keras' convolution of `side` × `side` pixels, or its transpose, padded with zeros, its weights from the noise of its name."""
+    kind = keras.layers.Conv2DTranspose if transposed else keras.layers.Conv2D
+    return kind(
+        filters,
+        kernel_size=side,
+        strides=strides,
+        padding="same",
+        data_format="channels_last",
+        activation=activation,
+        use_bias=use_bias,
+        kernel_initializer=VarianceScaling(noise(name)),
+        name=name,
+    )
+
+
 def built(layer: keras.layers.Layer, shape: Sequence[int]) -> tuple[int, ...]:
     """Builds a layer for examples of this shape and returns the shape of its outputs, both without the batch."""
     layer.build((None, *shape))
