@@ -60,19 +60,20 @@ class MetricWriter:
           step: after which they were drawn.
           decoded: uint8 pictures `[n, height, width, 1 or 3]`, or texts.
         """
-        suffix, data = pictures.file(decoded)
         if isinstance(decoded, np.ndarray):
-            self._events.picture("samples", step, pictures.grid(decoded).shape, data)
-        else:
-            self._events.text("samples", step, pictures.markdown(decoded))
+            return self._picture("samples", step, pictures.grid(decoded), "")
+        suffix, data = pictures.file(decoded)
+        self._events.text("samples", step, pictures.markdown(decoded))
         return self._keep(f"step-{step:08d}{suffix}", data)
 
     def table(self, step: int, name: str, cells: np.ndarray) -> pathlib.Path:
         """A table of pictures, uint8 `[rows, columns, height, width, 1 or 3]`, to TensorBoard and to a file, which is returned."""
-        picture = pictures.table(cells)
+        return self._picture(name, step, pictures.table(cells), f"-{name}")
+
+    def _picture(self, tag: str, step: int, picture: np.ndarray, ending: str) -> pathlib.Path:
         data = pictures.png(picture)
-        self._events.picture(name, step, picture.shape, data)
-        return self._keep(f"step-{step:08d}-{name}.png", data)
+        self._events.picture(tag, step, picture.shape, data)
+        return self._keep(f"step-{step:08d}{ending}.png", data)
 
     def animate(self) -> None:
         """Writes `samples/training.gif` of the pictures of samples there are, if they are several."""
