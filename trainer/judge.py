@@ -56,6 +56,11 @@ class Judge:
                 f"{type(data.objective).__name__} draws no pictures, which --features compares: leave it out"
             )
         self._classifier, self._see = classifier, recognise
+        self._weights = hashlib.sha256()
+        for name, network in sorted(classifier.objective.networks.items()):
+            for weight in network.weights:
+                self._weights.update(f"{name} {weight.path}".encode())
+                self._weights.update(weight.numpy().tobytes())
         train, held_out = len(data.batches.source), data.batches.validation
         most = train // 2 if held_out is None else min(train, len(held_out))
         self.count = min(most, count or MOST)
@@ -82,11 +87,8 @@ class Judge:
 
     def _remembered(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `_recognise`, kept in the classifier's folder under a key of the pictures and of its weights."""
-        digest = hashlib.sha256(pictures.tobytes())
-        for name, network in sorted(self._classifier.objective.networks.items()):
-            for weight in network.weights:
-                digest.update(f"{name} {weight.path}".encode())
-                digest.update(weight.numpy().tobytes())
+        digest = self._weights.copy()
+        digest.update(pictures.tobytes())
         path = pathlib.Path(self._classifier.workdir or "") / "seen" / f"{digest.hexdigest()}.npz"
         if path.exists():
             with np.load(path, allow_pickle=False) as kept:
@@ -162,11 +164,14 @@ def nearest(data: Trainer, pictures: np.ndarray, neighbours: int = 7) -> np.ndar
     distances = np.empty([len(pictures), 0])
     for first in range(0, count, BATCH):
         block = known.take(min(BATCH, count - first))
-        distances = np.concatenate([distances, euclidean_distances(wanted, _flat(block))], 1)
-        found = np.concatenate([found, np.tile(block, [len(pictures), 1, 1, 1, 1])], 1)
+        further = euclidean_distances(wanted, _flat(block))
+        near = np.argsort(further, 1, kind="stable")[:, :neighbours]
+        # Of the best so far and the best of the block, the best.
+        distances = np.concatenate([distances, np.take_along_axis(further, near, 1)], 1)
+        found = np.concatenate([found, block[near]], 1)
         best = np.argsort(distances, 1, kind="stable")[:, :neighbours]
         distances = np.take_along_axis(distances, best, 1)
-        found = np.take_along_axis(found, best[..., np.newaxis, np.newaxis, np.newaxis], 1)
+        found = found[np.arange(len(found))[:, np.newaxis], best]
     return np.concatenate([pictures[:, np.newaxis], found], 1)
 
 
