@@ -18,8 +18,8 @@ import rich.console
 import rich.progress
 
 from trainer import backend
-from trainer.exits import CannotCreate, DataProblem, UsageError, UserError, one_line
-from trainer.main import FROM_TF_DATA, INTERRUPTED
+from trainer.exits import CannotCreate, UsageError, UserError, one_line
+from trainer.main import INTERRUPTED, data_problem
 
 if TYPE_CHECKING:
     from input_pipeline.batches import Source
@@ -182,20 +182,14 @@ def _identity(line: argparse.Namespace, files: Sequence[pathlib.Path]) -> str:
 
 def _user_error(error: Exception) -> UserError | None:
     """What a person can mend, with its exit code; None for a bug."""
-    from input_pipeline.batches import DataError
-
     if isinstance(error, UserError):
         return error
-    if isinstance(error, DataError):
-        return DataProblem(one_line(error))
-    if said := FROM_TF_DATA.search(str(error)):
-        return DataProblem(said[1])
     if isinstance(error, OSError) and error.errno is not None:
         reason = (error.strerror or str(error)).lower()
         return CannotCreate(
             f"{error.filename or 'the folder'} cannot be read or written ({reason}): mend it, and the same command goes on"
         )
-    return None
+    return data_problem(error)
 
 
 class Progress:

@@ -176,7 +176,7 @@ def _judge(line: flags.CommandLine, trainer: Trainer) -> Judge:
     from trainer.judge import Judge
 
     with _data_problems():
-        classifier, _ = _restored(Path(line.features or ""), Hardware(strategy="one_device"))
+        classifier, _ = restored(Path(line.features or ""), Hardware(strategy="one_device"))
         return Judge(classifier, trainer, line.count)
 
 
@@ -260,12 +260,13 @@ def _config_of(folder: Path | None) -> list[str]:
 def _run_of(line: flags.CommandLine) -> tuple[Trainer, int]:
     """The trainer of the run in the workdir, at the checkpoint asked for."""
     folder = Path(line.workdir or "")
-    return _restored(folder, line.hardware, line.checkpoint, line.gin_params)
+    return restored(folder, line.hardware, line.checkpoint, line.gin_params)
 
 
-def _restored(
+def restored(
     folder: Path, hardware: Hardware, which: str = "last", gin_params: Sequence[str] = ()
 ) -> tuple[Trainer, int]:
+    """The trainer of the run in a folder at a checkpoint, and its step."""
     bindings = config_files.read([str(workdir.config_file(folder))], gin_params)
     names = registry()
     trainer = _trainer(names, names.resolve(bindings), hardware, folder)
@@ -316,12 +317,19 @@ def _data_problems() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _is_data_error(error):
-            raise DataProblem(one_line(error)) from error
-        # One that a source raised in tf.data's threads comes as TensorFlow's, with the traceback in its message.
-        if said := FROM_TF_DATA.search(str(error)):
-            raise DataProblem(said[1]) from error
-        raise
+        problem = data_problem(error)
+        if problem is None:
+            raise
+        raise problem from error
+
+
+def data_problem(error: Exception) -> DataProblem | None:
+    """What an error says of the data, None if it is of something else."""
+    if _is_data_error(error):
+        return DataProblem(one_line(error))
+    # One that a source raised in tf.data's threads comes as TensorFlow's, with the traceback in its message.
+    said = FROM_TF_DATA.search(str(error))
+    return DataProblem(said[1]) if said else None
 
 
 def _is_data_error(error: Exception) -> bool:

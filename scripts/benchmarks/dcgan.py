@@ -22,11 +22,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import config_files, pictures
-from trainer.catalogue import registry
+from trainer import pictures
 from trainer.hardware import Hardware
 from trainer.judge import Judge
-from trainer.trainer import Trainer
+from trainer.main import restored
 
 LATENT, BATCH = 100, 256
 
@@ -122,14 +121,6 @@ def tutorial(images: np.ndarray, seconds: float) -> tuple[DCGAN, int]:
     return model, stop.steps
 
 
-def restored(folder: pathlib.Path) -> Trainer:
-    names = registry()
-    experiment = names.build(names.resolve(config_files.read([str(folder / "config.gin")])))
-    trainer = Trainer(experiment, Hardware(strategy="one_device"), folder)
-    trainer.restore()
-    return trainer
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -142,7 +133,8 @@ def main() -> None:
     parser.add_argument("--picture", type=pathlib.Path, help="where 100 samples of it are shown")
     arguments = parser.parse_args()
 
-    ours = restored(arguments.workdir)
+    one = Hardware(strategy="one_device")
+    ours, _ = restored(arguments.workdir, one)
     source = ours.experiment.source
     images = source.decode(source.read(tf.range(len(source), dtype=tf.int64))["image"])
     if images.shape[1:] != (28, 28, 1):
@@ -151,7 +143,7 @@ def main() -> None:
     seconds = arguments.seconds or json.loads(last)["seconds"]
     model, steps = tutorial(images, seconds)
 
-    judge = Judge(restored(arguments.features), ours)
+    judge = Judge(restored(arguments.features, one)[0], ours)
     latent = np.random.default_rng(0).normal(size=[judge.count, LATENT]).astype(np.float32)
     drawn = model.generator.predict(latent, batch_size=500, verbose=0)
     drawn = np.rint((drawn + 1) * 127.5).astype(np.uint8)
