@@ -40,9 +40,12 @@ class Terms:
             "reconstruction": self.reconstruction,
             "kl": kl,
         }
-        if len(layers) > 1:
-            metrics |= {f"kl_{number}": layer for number, layer in enumerate(layers, 1)}
-        return metrics
+        return metrics | dict(zip(of_layers("kl", len(layers)), layers, strict=True))
+
+
+def of_layers(name: str, layers: int) -> list[str]:
+    """The names of a metric of each stochastic layer from below: its own for one layer, numbered from 1 for several."""
+    return [name] if layers == 1 else [f"{name}_{number}" for number in range(1, layers + 1)]
 
 
 class Model(Protocol):

@@ -83,6 +83,10 @@ class Prior(keras.layers.Layer):
         """
         raise NotImplementedError
 
+    def posterior_means(self, mean: tf.Tensor, noise: Noise) -> list[tf.Tensor]:
+        """That of each stochastic layer, `[b, units]`: q(z | x)'s, which is given, then of each layer at the mean below it."""
+        return [mean]
+
     def draw(self, noise: Noise) -> tf.Tensor:
         """`[rows, units]`."""
         raise NotImplementedError
@@ -181,6 +185,10 @@ class StochasticLayer(Prior):
         below = likelihood.log_density(z) - paths.posterior(posterior).log_density(z)
         above = standard_log_density(u) - upper.log_density(u)
         return tf.reduce_sum(below, 2) + tf.reduce_sum(above, 2)
+
+    def posterior_means(self, mean: tf.Tensor, noise: Noise) -> list[tf.Tensor]:
+        upper = self._posterior(mean[:, tf.newaxis], noise, training=False)
+        return [mean, upper.mean[:, 0]]
 
     def draw(self, noise: Noise) -> tf.Tensor:
         u = noise("upper").normal([1, self.latent])

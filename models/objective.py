@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 Batch = Mapping[str, tf.Tensor]
@@ -142,12 +143,25 @@ class Objective(Protocol):
         """Makes the networks; called once, in the strategy's scope. `noise` has one row, for initial weights."""
 
     def evaluate(self, batch: Batch, noise: Noise, step: tf.Tensor) -> Metrics:
-        """Metrics of held-out examples, per example `[b]`; the trainer takes exact means over the split."""
+        """Metrics of held-out examples, per example `[b]`; the trainer takes exact means over the split. See `Summarised`."""
 
     @property
     def sample(self) -> Callable[[Noise], Any] | None:
         """`sample(noise)` draws `noise.rows` samples, in the form of a feature of the source, for `source.decode`; None if
         the family draws none."""
+
+
+class Summarised(Protocol):
+    """An objective of which more is reported than means of one number an example.
+
+    Its `evaluate` may give metrics of any shape `[b, …]`.
+    """
+
+    def summary(self, means: Mapping[str, np.ndarray]) -> Mapping[str, float]:
+        """What is reported: functions of the exact means over the split, float64 without the axis of examples.
+
+        Its names must not depend on the means: it is called on zeros to learn them.
+        """
 
 
 class Pictured(Protocol):

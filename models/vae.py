@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import tensorflow as tf
 
-from models.bounds import ELBO, Bound, Terms
+from models.bounds import ELBO, Bound, Terms, of_layers
 from models.distributions import Normal
 from models.image_networks import NetworkFactory, image_shape
 from models.labels import LabelPlane, count_classes
@@ -23,6 +24,7 @@ from models.tables import COLUMNS, axes, line
 
 ADAM = Optimizer()
 EXACT_ELBO = ELBO()
+ACTIVE = 0.01
 
 
 class VAE:
@@ -120,18 +122,36 @@ class VAE:
     def evaluate(self, batch: Batch, noise: Noise, step: tf.Tensor) -> Metrics:
         """The negative ELBO with one posterior sample, without β and free bits, and its parts; `[b]` each.
 
-        With it go the metrics of the likelihood, and with `evaluation_samples` the importance-weighted
-        "negative_log_likelihood".
+        With it go the metrics of the likelihood, with `evaluation_samples` the importance-weighted
+        "negative_log_likelihood", and for `summary` the posterior means of each stochastic layer and their squares, `[b, 2,
+        units]`.
         """
         x = tf.cast(batch["image"], noise.dtype)
-        terms = self.terms(batch, noise, training=False)
+        posterior = self._posterior(batch, noise, training=False)
+        terms = self._terms(batch, posterior, noise, training=False)
         metrics = terms.metrics
         metrics |= self.likelihood.metrics(x, terms.outputs, metrics["negative_elbo"])
         if self.evaluation_samples:
             metrics["negative_log_likelihood"] = self._negative_log_likelihood(
-                batch, noise("importance")
+                batch, posterior, noise("importance")
             )
+        means = self.prior.posterior_means(posterior.mean, noise("prior"))
+        for mean, name in zip(means, of_layers("active_units", len(means)), strict=True):
+            metrics[name] = tf.stack([mean, tf.square(mean)], 1)
         return metrics
+
+    def summary(self, means: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The means, and how many units are active: whose posterior mean has a variance above 0.01 over the examples.
+
+        "active_units", with several stochastic layers "active_units_1" and so on, from below (Burda, Grosse & Salakhutdinov
+        2016, section 5.2, who take the posterior mean of a layer over samples of the one below it; here it is that at
+        the posterior mean below).
+        """
+        reported = dict(means)
+        for name, moments in means.items():
+            if name.startswith("active_units"):
+                reported[name] = np.sum(moments[1] - moments[0] ** 2 > ACTIVE)
+        return reported
 
     def sample(self, noise: Noise) -> tf.Tensor:
         """Expected pictures for latents of the prior, `[rows, height, width, channels]` in [0, 1]."""
@@ -174,8 +194,10 @@ class VAE:
         return tables
 
     def terms(self, batch: Batch, noise: Noise, training: bool) -> Terms:
+        return self._terms(batch, self._posterior(batch, noise, training), noise, training)
+
+    def _terms(self, batch: Batch, posterior: Normal, noise: Noise, training: bool) -> Terms:
         x = tf.cast(batch["image"], noise.dtype)
-        posterior = self._posterior(batch, noise, training)
         z = posterior.reparameterised(noise("posterior").normal([self.latent]))
         outputs = self._decode(z[:, tf.newaxis], batch.get("label"), noise, training)
         return Terms(
@@ -206,9 +228,8 @@ class VAE:
         ratio = self.prior.log_ratio(posterior, z, noise("prior"), paths, training)
         return self.likelihood.log_probability(x, outputs) + ratio
 
-    def _negative_log_likelihood(self, batch: Batch, noise: Noise) -> tf.Tensor:
+    def _negative_log_likelihood(self, batch: Batch, posterior: Normal, noise: Noise) -> tf.Tensor:
         """-log (1/K) Σ w_k with K = `evaluation_samples`, `[b]`, a chunk at a time."""
-        posterior = self._posterior(batch, noise, training=False)
         chunk, paths = self.evaluation_chunk, Paths()
         chunks = self.evaluation_samples // chunk
 

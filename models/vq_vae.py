@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import tensorflow as tf
 
 from models.categorical import draw
@@ -96,15 +97,23 @@ class VQVAE:
         return metrics["reconstruction"] + self.commitment * vectors * metrics["distance"], metrics
 
     def evaluate(self, batch: Batch, noise: Noise, step: tf.Tensor) -> Metrics:
-        """Of held-out examples, `[b]` each.
+        """Of held-out examples, `[b]` each but for "usage".
 
         "reconstruction", -log p(x | e), and "rate", -log p(codes), in nats, and their sum "negative_elbo"; "distance", the
-        mean of (z - e)²; "perplexity", exp of the entropy of the codes' use in training lately, the same for all examples;
-        and the metrics of the likelihood.
+        mean of (z - e)²; the metrics of the likelihood; and "usage" `[b, codes]`, the share of each code in an example.
         """
-        metrics, _, _, outputs = self._terms(batch, noise, training=False)
+        metrics, _, numbers, outputs = self._terms(batch, noise, training=False)
         x = tf.cast(batch["image"], noise.dtype)
-        return metrics | self.likelihood.metrics(x, outputs, metrics["negative_elbo"])
+        metrics |= self.likelihood.metrics(x, outputs, metrics["negative_elbo"])
+        chosen = tf.one_hot(numbers, self.codebook.codes, dtype=noise.dtype)
+        return metrics | {"usage": tf.reduce_mean(chosen, [1, 2])}
+
+    def summary(self, means: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The means, and for the usage its "perplexity", exp of its entropy: of so many codes alike in use is it as much."""
+        metrics = dict(means)
+        usage = metrics.pop("usage")
+        entropy = -np.sum(usage * np.log(usage, where=usage > 0, out=np.zeros_like(usage)))
+        return metrics | {"perplexity": np.exp(entropy)}
 
     def sample(self, noise: Noise) -> tf.Tensor:
         """Expected pictures for codes of the prior, `[rows, height, width, channels]` in [0, 1]."""
@@ -133,13 +142,11 @@ class VQVAE:
         reconstruction = -self.likelihood.log_probability(x, outputs[:, tf.newaxis])[:, 0]
         nats = -tf.math.log(self.codebook.usage(noise.dtype))
         rate = tf.reduce_sum(tf.gather(nats, numbers), [1, 2])
-        entropy = tf.reduce_sum(nats * tf.exp(-nats))
         metrics = {
             "negative_elbo": reconstruction + rate,
             "reconstruction": reconstruction,
             "rate": rate,
             "distance": tf.reduce_mean(tf.math.squared_difference(z, codes), [1, 2, 3]),
-            "perplexity": tf.fill([noise.rows], tf.exp(entropy)),
         }
         return metrics, z, numbers, outputs
 

@@ -1,10 +1,12 @@
-"""Exact means of an objective's metrics over the validation examples, on any number of replicas."""
+"""Metrics of the validation examples: exact means on any number of replicas, and what the objective makes of them."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 
+import numpy as np
 import tensorflow as tf
 
 from input_pipeline.batches import Batches, Slice
@@ -24,7 +26,8 @@ class Evaluation:
         self._step, self._cluster = step, cluster
         self._batch = layout.replicas * layout.microbatch
         self._examples = 0 if batches.validation is None else len(batches.validation)
-        self._names: list[str] = []
+        self._summary: Callable | None = getattr(objective, "summary", None)
+        self._shapes: dict[str, tuple[int, ...]] = {}
 
     def names(self) -> list[str]:
         """Of the metrics, from a trace; call it in the strategy's scope."""
@@ -35,14 +38,32 @@ class Evaluation:
             return self._sums(self._step.cast(batch), ids, step)
 
         tf.function(traced, autograph=False).get_concrete_function(*data.element_spec, step)
-        return self._names
+        # A summary of nothing may divide by it: only its names count.
+        with np.errstate(all="ignore"):
+            return sorted(self._metrics(np.zeros(self._width)))
 
     def __call__(self) -> dict[str, float]:
-        """name -> mean over the examples."""
+        """name -> mean over the examples, or what `models.objective.Summarised` makes of the means."""
         # A new iterator each time: one kept open for ever holds threads, of which two cores have few.
         data = self._cluster.iterate(lambda part: self._batches.evaluation(part, batch=self._batch))
         *sums, count = self._pass(data).numpy().tolist()
-        return {name: total / count for name, total in zip(self._names, sums, strict=True)}
+        return self._metrics(np.array(sums) / count)
+
+    @property
+    def _width(self) -> int:
+        return sum(math.prod(shape) for shape in self._shapes.values())
+
+    def _metrics(self, means: np.ndarray) -> dict[str, float]:
+        """What is reported, of the means `[width]` in the order of `_sums`."""
+        ends = np.cumsum([math.prod(shape) for shape in self._shapes.values()])
+        parts = np.split(means, ends[:-1])
+        named: Mapping = {
+            name: part.reshape(shape)
+            for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
+        }
+        if self._summary is not None:
+            named = self._summary(named)
+        return {name: float(value) for name, value in named.items()}
 
     @functools.cached_property
     def _pass(self) -> Callable:
@@ -67,20 +88,26 @@ class Evaluation:
         return tf.function(run, autograph=False)
 
     def _sums(self, batch: Batch, ids: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        """Sums over this replica's examples of each metric by name, and in the last place how many examples they are."""
+        """Sums over this replica's examples of all metrics, by name, and in the last place how many examples they are."""
         # Several workers forget the size of the batch, which noise and XLA must know.
         rows = self._batch // self._cluster.replicas
         batch = {name: tf.ensure_shape(x, (rows, *x.shape[1:])) for name, x in batch.items()}
         ids = tf.ensure_shape(ids, (rows,))
         noise = self._step.noise("evaluate", rows=rows, first=ids[0])
-        metrics = self._objective.evaluate(batch, noise, step)
-        self._names = sorted(metrics)
-        for name in self._names:
-            if metrics[name].shape != ids.shape:
-                raise ConfigError(
-                    f"evaluation metric {name} has shape {metrics[name].shape}: expected one number an example, "
-                    f"[{ids.shape[0]}]"
-                )
+        metrics = dict(sorted(self._objective.evaluate(batch, noise, step).items()))
+        for name, metric in metrics.items():
+            self._check(name, metric, rows)
+        self._shapes = {name: tuple(metric.shape[1:]) for name, metric in metrics.items()}
         real = ids < self._examples
-        values = [tf.where(real, tf.cast(metrics[name], noise.dtype), 0) for name in self._names]
-        return tf.stack([tf.reduce_sum(value) for value in (*values, tf.cast(real, noise.dtype))])
+        columns = [
+            tf.where(real[:, tf.newaxis], tf.reshape(tf.cast(x, noise.dtype), [rows, -1]), 0)
+            for x in (*metrics.values(), real)
+        ]
+        return tf.reduce_sum(tf.concat(columns, 1), 0)
+
+    def _check(self, name: str, metric: tf.Tensor, rows: int) -> None:
+        wanted = (rows, *metric.shape[1:]) if self._summary is not None else (rows,)
+        if metric.shape != wanted:
+            raise ConfigError(
+                f"evaluation metric {name} has shape {metric.shape}: expected one number an example, [{rows}]"
+            )

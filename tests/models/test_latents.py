@@ -103,6 +103,19 @@ def test_elbo_against_numpy():
     np.testing.assert_allclose(loss, reconstruction + kl_1 + kl_2, rtol=1e-10)
 
 
+def test_posterior_means_of_each_layer():
+    """That of the upper layer at the posterior mean of the lower one."""
+    vae = build(two_layers, "float64")
+    x = images()["image"].numpy()
+    weights = {path: v.numpy() for path, v in variables(vae).items()}
+    lower = network(weights, "encoder", x.reshape(len(x), -1))[:, :LOWER]
+    upper = network(weights, "prior/encoder", lower)[:, :UPPER]
+    noise = Noise(1, "evaluate", rows=ROWS, dtype=tf.float64)
+    held_out = vae.evaluate(images(), noise, tf.constant(3, tf.int64))
+    for name, mean in (("active_units_1", lower), ("active_units_2", upper)):
+        np.testing.assert_allclose(held_out[name], np.stack([mean, mean**2], 1), rtol=1e-10)
+
+
 @pytest.mark.parametrize("doubly", [False, True])
 def test_importance_weighted_bound_against_scipy(doubly):
     bound = IWAE(samples=SAMPLES, doubly_reparameterised=doubly)

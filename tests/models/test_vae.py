@@ -94,12 +94,27 @@ def test_elbo_against_numpy_and_scipy(gaussian):
     for name in ("reconstruction", "kl", "negative_elbo"):
         np.testing.assert_allclose(held_out[name], metrics[name], rtol=1e-12)
     np.testing.assert_allclose(held_out["squared_error"], ((x - means) ** 2).mean(1), rtol=1e-12)
+    moments = np.stack([mean, mean**2], 1)
+    np.testing.assert_allclose(held_out["active_units"], moments, rtol=1e-10, atol=1e-15)
 
     prior = Noise(2, "sample/latent", rows=5, dtype=tf.float64).normal([3]).numpy()
     samples = vae.sample(Noise(2, "sample", rows=5, dtype=tf.float64))
     expected = 1 / (1 + np.exp(-np.asarray(network("decoder", prior))))
     np.testing.assert_allclose(samples, expected.reshape(5, 8, 8, 1), rtol=1e-12)
     assert samples.numpy().min() >= 0 and samples.numpy().max() <= 1
+
+
+def test_a_unit_is_active_if_its_posterior_mean_varies():
+    """A variance of 0.04, one of 0.0064 about a mean far from 0, none."""
+    means = np.array([[0.2, 3.08, 1.0], [-0.2, 2.92, 1.0]])
+    moments = np.stack([means, means**2], 1).mean(0)
+    vae = mlp()
+    assert vae.summary({"kl": np.array(2.5), "active_units": moments}) == {
+        "kl": 2.5,
+        "active_units": 1,
+    }
+    found = vae.summary({"active_units_1": moments, "active_units_2": moments[:, 1:]})
+    assert found == {"active_units_1": 1, "active_units_2": 0}
 
 
 def reference(vae, x, epsilon):

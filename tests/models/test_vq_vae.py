@@ -61,8 +61,6 @@ def test_loss_and_metrics_against_numpy():
     rate = -np.log(usage)[numbers].sum((1, 2))
     np.testing.assert_allclose(metrics["rate"], rate, rtol=1e-10)
     np.testing.assert_allclose(metrics["negative_elbo"], reconstruction + rate, rtol=1e-10)
-    perplexity = np.exp(-(usage * np.log(usage)).sum())
-    np.testing.assert_allclose(metrics["perplexity"], [perplexity] * ROWS, rtol=1e-10)
     counts = np.bincount(numbers.ravel(), minlength=CODES) / ROWS
     before = vae.codebook.counts.numpy()
     np.testing.assert_allclose(moved["codebook/counts"], 0.9 * before + 0.1 * counts, rtol=1e-12)
@@ -72,9 +70,18 @@ def test_loss_and_metrics_against_numpy():
     )
     error = (pixels - 1 / (1 + np.exp(-logits))) ** 2
     np.testing.assert_allclose(held_out.pop("squared_error"), error.mean((1, 2, 3)), rtol=1e-10)
+    shares = np.stack([np.bincount(n.ravel(), minlength=CODES) / n.size for n in numbers])
+    np.testing.assert_allclose(held_out.pop("usage"), shares, rtol=1e-12)
     assert held_out.keys() == metrics.keys()
     for name, value in metrics.items():
         np.testing.assert_allclose(held_out[name], value, rtol=1e-12)
+
+
+def test_perplexity_is_that_of_the_use_of_codes():
+    """Of two codes alike and one unused it is 2."""
+    found = build(small).summary({"rate": np.array(1.5), "usage": np.array([0.5, 0, 0.5])})
+    assert found.keys() == {"rate", "perplexity"}
+    np.testing.assert_allclose([found["rate"], found["perplexity"]], [1.5, 2.0], rtol=1e-15)
 
 
 def test_straight_through_gradient():

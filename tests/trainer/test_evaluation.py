@@ -130,3 +130,36 @@ def test_an_empty_validation_set_is_refused():
         ValueError, match="validation has no examples: give it some, or leave it out"
     ):
         experiment(Scripted, training(), validation=Table(rows))
+
+
+class Spread(Scripted):
+    """Numbers whose variance over the examples is asked for, which no mean of one number an example gives."""
+
+    def evaluate(self, batch, noise, step):
+        numbers = tf.stack([batch["loss"], -3 * batch["loss"]], 1)
+        return {"moments": tf.stack([numbers, numbers**2], 1), "loss": batch["loss"]}
+
+    def summary(self, means):
+        first, second = means["moments"]
+        assert first.shape == second.shape == (2,)
+        return {
+            "mean": means["loss"],
+            "variance": second[0] - first[0] ** 2,
+            "other": second[1] - first[1] ** 2,
+        }
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_summary_is_made_of_the_exact_means(layout):
+    values = np.random.default_rng(3).integers(-50, 50, 7).astype(np.float64)
+    rows = {"loss": values, "gradient": np.zeros([7, 3])}
+    trainer = quiet(
+        experiment(Spread, training(), validation=Table(rows)),
+        LAYOUTS[layout],
+    )
+    with trainer.strategy.scope():
+        assert trainer.evaluation.names() == ["mean", "other", "variance"]
+    found = trainer.evaluate()
+    assert found["mean"] == values.mean()
+    np.testing.assert_allclose(found["variance"], values.var(), rtol=1e-12)
+    np.testing.assert_allclose(found["other"], 9 * values.var(), rtol=1e-12)
