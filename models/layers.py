@@ -166,6 +166,45 @@ class GhostBatchNorm(keras.layers.Layer):
         return x * gamma + tf.reshape(chosen @ tf.cast(self.beta, x.dtype), shape)
 
 
+class Centring(keras.layers.Layer):
+    """Subtracts from inputs their mean over the data, a moving average (LeCun et al. 1998, section 4.3).
+
+    The average is linear in means over examples, so it is the same on any number of replicas.
+
+    Args:
+      name: of the layer.
+      initial: the average before the first update.
+      momentum: the share that the average keeps at each update.
+    """
+
+    def __init__(self, name: str, initial: float = 0.0, momentum: float = 0.999):
+        super().__init__(name=name)
+        self.initial = initial
+        self.momentum = momentum
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """The average, of an example's shape, in the variable dtype: mixed precision leaves it alone."""
+        self.moving_mean = self.add_weight(
+            name="moving_mean",
+            shape=input_shape[1:],
+            initializer=keras.initializers.Constant(self.initial),
+            trainable=False,
+            autocast=False,
+        )
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """`x` `[b, …]` -> the same."""
+        return x - tf.cast(self.moving_mean, x.dtype)
+
+    def update(self, x: tf.Tensor) -> None:
+        """Moves the average by `x` `[b, …]`. What reads it later in the same loss has the new value, which depends on the layout."""
+        mean = tf.reduce_mean(tf.cast(x, self.moving_mean.dtype), 0)
+        self.moving_mean.assign(self.moving_mean * self.momentum + mean * (1 - self.momentum))
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        return tuple(input_shape)
+
+
 def dense(
     units: int, noise: Noise, name: str, activation: str | None = None, use_bias: bool = True
 ) -> keras.layers.Dense:

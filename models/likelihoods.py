@@ -14,6 +14,7 @@ import tensorflow as tf
 
 SMALLEST_LOG_SCALE = -6.0
 MOST_FACTORS = 64
+SMALLEST_MEAN = 1e-3
 
 
 class Likelihood(keras.layers.Layer):
@@ -34,6 +35,13 @@ class Likelihood(keras.layers.Layer):
     def mean(self, outputs: tf.Tensor) -> tf.Tensor:
         """Expected pictures `[n, height, width, channels]` in [0, 1] for outputs `[n, *self.outputs]`."""
         raise NotImplementedError
+
+    def offset(self, mean: tf.Tensor) -> tf.Tensor:
+        """Outputs that expect the picture `mean` `[height, width, channels]`, which a decoder's own are then added to.
+
+        `[*self.outputs]`; zeros of likelihoods that know none.
+        """
+        return tf.zeros(self.outputs, mean.dtype)
 
     def metrics(
         self, x: tf.Tensor, outputs: tf.Tensor, negative_elbo: tf.Tensor
@@ -75,6 +83,9 @@ class Bernoulli(Likelihood):
     def mean(self, outputs: tf.Tensor) -> tf.Tensor:
         return tf.sigmoid(outputs)
 
+    def offset(self, mean: tf.Tensor) -> tf.Tensor:
+        return logit(mean)
+
 
 class Gaussian(Likelihood):
     """Σ log N(x; sigmoid(outputs), scale²).
@@ -115,6 +126,15 @@ class Gaussian(Likelihood):
 
     def mean(self, outputs: tf.Tensor) -> tf.Tensor:
         return tf.sigmoid(outputs)
+
+    def offset(self, mean: tf.Tensor) -> tf.Tensor:
+        return logit(mean)
+
+
+def logit(mean: tf.Tensor) -> tf.Tensor:
+    """log(mean / (1 - mean)) of means that are held a thousandth away from 0 and 1."""
+    mean = tf.clip_by_value(mean, SMALLEST_MEAN, 1 - SMALLEST_MEAN)
+    return tf.math.log(mean) - tf.math.log1p(-mean)
 
 
 @tf.custom_gradient

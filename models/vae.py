@@ -17,6 +17,7 @@ from models.distributions import Normal
 from models.image_networks import NetworkFactory, image_shape
 from models.labels import LabelPlane, count_classes
 from models.latents import Paths, PriorFactory, StandardNormal, of_samples
+from models.layers import Centring
 from models.likelihoods import Bernoulli, LikelihoodFactory
 from models.mlp import MLPDecoder, MLPEncoder
 from models.objective import Batch, Feature, Metrics, Noise, Optimizer, Phase
@@ -43,6 +44,8 @@ class VAE:
       conditional: whether all of it is given the label y of a picture (Sohn, Lee & Yan 2015): q(z | x, y), p(z), p(x | z, y).
         The data must have "label", integers with a cardinality. The decoder has y one-hot beside z, the encoder as one more
         channel, a plane that is a linear function of y one-hot. Sample i is of class i modulo the number of classes.
+      centred: whether the mean picture of the data, a moving average, is subtracted from what the encoder is given, and what
+        the decoder gives is relative to outputs that expect it. Burda et al. (2016) train so, with the mean known before.
       bound: what is minimised.
       evaluation_samples: of the posterior an example in `evaluate`, for "negative_log_likelihood", which is then a metric
         too: the importance-weighted bound, which comes near -log p(x) as they grow (5,000 are usual); 0 for none.
@@ -63,6 +66,7 @@ class VAE:
         prior: PriorFactory = StandardNormal,
         likelihood: LikelihoodFactory = Bernoulli,
         conditional: bool = False,
+        centred: bool = False,
         bound: Bound = EXACT_ELBO,
         evaluation_samples: int = 0,
         evaluation_chunk: int = 50,
@@ -82,6 +86,7 @@ class VAE:
         self.latent = latent
         self.prior_factory = prior
         self.likelihood_factory = likelihood
+        self.centred = centred
         self.bound = bound
         self.evaluation_samples = evaluation_samples
         self.evaluation_chunk = evaluation_chunk
@@ -104,6 +109,10 @@ class VAE:
             name="decoder",
         )
         made = [self.encoder, self.decoder, self.prior, self.likelihood]
+        if self.centred:
+            self.centring = Centring("centring", initial=0.5)
+            self.centring.build((None, *self.shape))
+            made.append(self.centring)
         if self.classes:
             self.label_plane = LabelPlane(
                 self.classes, (height, width), noise=noise("label_plane"), name="label_plane"
@@ -117,7 +126,10 @@ class VAE:
 
     def loss(self, batch: Batch, noise: Noise, step: tf.Tensor) -> tuple[tf.Tensor, Metrics]:
         """That of the bound, `[b]`, and its metrics."""
-        return self.bound.loss(self, batch, noise, step)
+        loss, metrics = self.bound.loss(self, batch, noise, step)
+        if self.centred:
+            self.centring.update(batch["image"])
+        return loss, metrics
 
     def evaluate(self, batch: Batch, noise: Noise, step: tf.Tensor) -> Metrics:
         """The negative ELBO with one posterior sample, without β and free bits, and its parts; `[b]` each.
@@ -247,6 +259,8 @@ class VAE:
     def _posterior(self, batch: Batch, noise: Noise, training: bool) -> Normal:
         """q(z | x), or q(z | x, label), `[b, latent]`."""
         x = tf.cast(batch["image"], noise.dtype)
+        if self.centred:
+            x = self.centring(x)
         if self.classes:
             plane = tf.cast(self.label_plane(batch["label"]), x.dtype)
             x = tf.concat([x, plane], 3)
@@ -260,4 +274,8 @@ class VAE:
         if self.classes:
             one_hot = tf.one_hot(labels, self.classes, dtype=z.dtype)[:, tf.newaxis]
             z = tf.concat([z, tf.repeat(one_hot, z.shape[1], 1)], 2)
-        return of_samples(self.decoder, z, noise("decoder"), training)
+        outputs = of_samples(self.decoder, z, noise("decoder"), training)
+        if self.centred:
+            mean = tf.cast(self.centring.moving_mean, outputs.dtype)
+            outputs += self.likelihood.offset(mean)
+        return outputs

@@ -114,13 +114,14 @@ def vae(**fields: object) -> Experiment:
 
 
 def iwae(**fields: object) -> Experiment:
-    """Conditional MLPs on the doubly reparameterised importance-weighted bound, and by many samples in evaluation."""
+    """Conditional MLPs relative to the mean picture, on the doubly reparameterised importance-weighted bound, and by many samples in evaluation."""
     objective = functools.partial(
         VAE,
         encoder=functools.partial(MLPEncoder, widths=(12,)),
         decoder=functools.partial(MLPDecoder, widths=(12,)),
         latent=4,
         conditional=True,
+        centred=True,
         bound=IWAE(samples=3, doubly_reparameterised=True),
         evaluation_samples=20,
         evaluation_chunk=10,

@@ -1,4 +1,4 @@
-"""Dropout and ghost batch norm against NumPy."""
+"""Dropout, ghost batch norm and centring against NumPy."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from input_pipeline.noise import Noise
-from models.layers import Dropout, GhostBatchNorm
+from models.layers import Centring, Dropout, GhostBatchNorm
 from tests.models.objective_checks import dtype_policy
 
 
@@ -171,3 +171,13 @@ def test_class_conditional_batch_norm(jit):
     np.testing.assert_allclose(layer(x, labels=labels), still, rtol=1e-12)
     with pytest.raises(ValueError, match="has 3 classes: call it with labels"):
         layer(x)
+
+
+def test_centring_subtracts_the_moving_mean_of_the_data():
+    layer = Centring("centring", initial=2.0, momentum=0.75)
+    x = np.array([[1.0, 4.0], [3.0, 8.0]], np.float32)
+    np.testing.assert_array_equal(layer(x), x - 2)
+    layer.update(x)
+    np.testing.assert_array_equal(layer.moving_mean, [2.0, 3.0])
+    layer.update(x)
+    np.testing.assert_array_equal(layer(x), x - [2.0, 3.75])

@@ -104,6 +104,30 @@ def test_elbo_against_numpy_and_scipy(gaussian):
     assert samples.numpy().min() >= 0 and samples.numpy().max() <= 1
 
 
+def test_centred_on_the_mean_picture():
+    """The encoder sees what differs from it, a decoder that gives zeros expects it, and the loss moves it."""
+    vae = build(lambda: mlp(centred=True), "float64")
+    for v in vae.decoder.variables:
+        v.assign(tf.zeros_like(v))
+    mean = np.random.default_rng(2).uniform(size=(8, 8, 1))
+    mean[0, 0] = 0
+    vae.centring.moving_mean.assign(mean)
+    batch = images(tf.float64)
+    x = batch["image"].numpy()
+    _, metrics, _, moved = run_phase(vae, vae.phases[0], batch, tf.float64)
+    encoded = vae.encoder(tf.constant(x - mean), training=False).numpy()
+    log_variance = encoded[:, 3:]
+    kl = (np.exp(log_variance) + encoded[:, :3] ** 2 - 1 - log_variance).sum(1) / 2
+    np.testing.assert_allclose(metrics["kl"], kl, rtol=1e-11)
+    expected = np.maximum(mean, 1e-3)
+    nats = -(x * np.log(expected) + (1 - x) * np.log(1 - expected)).sum((1, 2, 3))
+    np.testing.assert_allclose(metrics["reconstruction"], nats, rtol=1e-11)
+    found = moved["centring/moving_mean"]
+    np.testing.assert_allclose(found, 0.999 * mean + 0.001 * x.mean(0), rtol=1e-12)
+    samples = vae.sample(Noise(2, "sample", rows=2, dtype=tf.float64))
+    np.testing.assert_allclose(samples, np.stack([expected] * 2), rtol=1e-11)
+
+
 def test_a_unit_is_active_if_its_posterior_mean_varies():
     """A variance of 0.04, one of 0.0064 about a mean far from 0, none."""
     means = np.array([[0.2, 3.08, 1.0], [-0.2, 2.92, 1.0]])
