@@ -54,6 +54,22 @@ class Source(Protocol):
         """What a person reads: uint8 pictures `[n, height, width, 1 or 3]`, or a list of n texts."""
 
 
+class Streamed(Protocol):
+    """A source whose examples continue each other: id window · streams + i is the part of that number of stream i.
+
+    They are read in order, a part of every stream an update; after the last part the first follows.
+    """
+
+    @property
+    def streams(self) -> int:
+        """How many there are; it divides the number of examples, and is the global batch of a training."""
+
+
+def streams_of(source: Source | None) -> int:
+    """How many streams a source has, 0 if its examples do not continue each other."""
+    return getattr(source, "streams", 0)
+
+
 class Transform(Protocol):
     """A change of examples on their way to the model."""
 
@@ -100,6 +116,12 @@ class Batches:
             )
         if self.global_batch < 1:
             raise ValueError(f"global_batch is {self.global_batch}: it must be at least 1")
+        streams = streams_of(self.source)
+        if streams not in (0, self.global_batch):
+            raise ValueError(
+                f"global_batch is {self.global_batch} and the source has {streams} streams: an update reads a part of "
+                "each, set both to the same number"
+            )
 
     @property
     def element_spec(self) -> ElementSpec:
@@ -111,6 +133,8 @@ class Batches:
 
     def ids(self, positions: tf.Tensor) -> tf.Tensor:
         """Ids of the examples at these positions of the training, int64 `[n]`."""
+        if streams_of(self.source):
+            return positions % len(self.source)
         return shuffled_ids(positions, len(self.source), self.seed)
 
     def training(self, worker: Slice, *, step: int = 0, updates: int = 1) -> tf.data.Dataset:
@@ -146,24 +170,29 @@ class Batches:
 
         Args:
           worker: whose.
-          batch: examples a step over all replicas. The last step is padded by repeating the last example.
+          batch: examples a step over all replicas, at least one of each stream if there are streams. Padding repeats
+            the last example: at the end, or with streams in each step, so that a stream stays in its row.
 
         Returns:
           A dataset whose elements belong in turn to each replica of the worker: (name -> `[batch / replicas, …]`, ids,
-          int64 `[batch / replicas]`, counted on beyond the end in the padding). Every worker has as many as any other.
+          int64 `[batch / replicas]`, in the padding that of no example). Every worker has as many as any other.
         """
         assert self.validation is not None
         source, local = self.validation, batch // worker.replicas
-        steps = -(-len(source) // batch)
+        read_a_step = streams_of(source) or batch
 
         def read(index: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
             at_step, replica = index // worker.count, worker.first + index % worker.count
-            first = at_step * batch + replica * local
-            ids = first + tf.range(local, dtype=tf.int64)
+            rows = replica * local + tf.range(local, dtype=tf.int64)
+            first = at_step * read_a_step
+            ids = tf.where(rows < read_a_step, first + rows, len(source))
             examples = source.read(tf.minimum(ids, len(source) - 1))
-            noise = Noise(self.seed, "validation_transform", rows=local, first=first)
+            noise = Noise(
+                self.seed, "validation_transform", rows=local, first=first + replica * local
+            )
             return _apply(self.validation_transforms, examples, noise), ids
 
+        steps = -(-len(source) // read_a_step)
         indices = tf.data.Dataset.range(steps * worker.count)
         return _pipeline(indices, read, worker)
 

@@ -9,25 +9,25 @@ import tensorflow as tf
 
 from input_pipeline.batches import DataError, ElementSpec, Source
 from input_pipeline.order import shuffled_ids
+from input_pipeline.text import Text
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
     """One part of a source, by example id, in constant memory.
 
-    Two splits with equal arguments but for `part` share no example and leave none out. If the source has an attribute
-    `overlap` = k > 0, the number of examples after each that share data with it, the k examples before the
-    validation part are in neither. Whatever else the source has, such as `decode` and `encode`, the split has too.
+    Two splits with equal arguments but for `part` share no example and leave none out. Whatever else the source has, such as
+    `labels`, the split has too. Texts are split as they become a corpus.
 
     Attributes:
       source: the whole.
       part: "train" or "validation".
       share: of the source's examples in the validation part, between 0 and 1; at least one example.
-      by: "shuffle" holds out examples at random; "tail" the last ones, which is the way for text and other sequences.
+      by: "shuffle" holds out examples at random; "tail" the last ones, as sequences need it.
       seed: of "shuffle". It is no part of the experiment's seed: runs that differ in that hold out the same examples.
 
     Raises:
-      ValueError: if an argument has none of its values, or by="shuffle" would put data of one example in both parts.
+      ValueError: if an argument has none of its values, or the source is a text.
       DataError: if nothing is left to train on.
     """
 
@@ -45,15 +45,15 @@ class Split:
                 )
         if not 0 < self.share < 1:
             raise ValueError(f"share is {self.share}: it must be between 0 and 1")
-        if self.by == "shuffle" and self._source_overlap:
+        if isinstance(self.source, Text):
             raise ValueError(
-                f"each example shares data with the next {self._source_overlap}, so that a shuffled split would train "
-                'on held-out data: use by="tail"'
+                f"{type(self.source).__name__} reads one part of its corpus: set its part, and the share held out where the "
+                "corpus is made"
             )
         if self._train < 1:
             raise DataError(
-                f"a split of {len(self.source)} examples, {self._validation} of them for validation and "
-                f"{self._source_overlap} in the gap, leaves none for training: take more data or a smaller share"
+                f"a split of {len(self.source)} examples, {self._validation} of them for validation, leaves none for "
+                "training: take more data or a smaller share"
             )
 
     @property
@@ -83,13 +83,9 @@ class Split:
         return getattr(self.source, name)
 
     @property
-    def _source_overlap(self) -> int:
-        return getattr(self.source, "overlap", 0)
-
-    @property
     def _validation(self) -> int:
         return max(1, round(self.share * len(self.source)))
 
     @property
     def _train(self) -> int:
-        return len(self.source) - self._validation - self._source_overlap
+        return len(self.source) - self._validation

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from models.categorical import draw
@@ -108,9 +109,11 @@ class RecurrentNetwork(keras.layers.Layer):
 
 
 class LSTMLanguageModel:
-    """Predicts each token of a window from those before it. Implements `objective.Objective`.
+    """Predicts each token of a window from those before it. Implements `objective.Objective`, `Carrying` and `Summarised`.
 
-    The state is zero at the start of every window, which its first tokens pay for.
+    Along streams of text the state is carried from a window to the next, and the gradient is cut between them (truncated
+    back-propagation through time; Zaremba et al. 2014). Of other windows it is zero at the start of each, which the first
+    tokens pay for.
 
     Args:
       element_spec: of the data, with integers "tokens" `[window + 1]` and their cardinality, the vocabulary.
@@ -140,6 +143,7 @@ class LSTMLanguageModel:
         top_k: int | None = None,
     ):
         self.vocabulary = _vocabulary(element_spec)
+        self.streamed = "begins" in element_spec
         if embedding < 1 or not widths or min(widths) < 1:
             raise ValueError(
                 f"embedding is {embedding} and widths {list(widths)}: give at least one layer, each at least 1 wide"
@@ -179,6 +183,9 @@ class LSTMLanguageModel:
             name="network",
         )
         self.networks = {"network": self.network}
+        self.carry = {
+            name: (layer.units,) for layer in self.network.layers for name in _names(layer)
+        }
         self.phases = [
             Phase(
                 name="next_token",
@@ -189,16 +196,36 @@ class LSTMLanguageModel:
         ]
 
     def loss(self, batch: Batch, noise: Noise, step: tf.Tensor) -> tuple[tf.Tensor, Metrics]:
-        """-log p of a window's targets in nats a token, `[b]`; the metrics are those of `evaluate`, under dropout."""
-        metrics = self._predict(batch, noise, training=True)
-        return metrics["loss"], metrics
+        """-log p of a window's targets, in nats divided by the length of a window, `[b]`; the metrics are the same in bits, the
+        share of targets that were the likeliest tokens, and the carried state."""
+        nats, right, _, carried = self._predict(batch, noise, training=True)
+        loss = tf.reduce_mean(nats, 1)
+        metrics = {"bits_per_token": loss / math.log(2), "accuracy": tf.reduce_mean(right, 1)}
+        return loss, metrics | carried
 
     def evaluate(self, batch: Batch, noise: Noise, step: tf.Tensor) -> Metrics:
-        """Means over each window, `[b]`: loss (nats a token), bits_per_token, accuracy of the likeliest token.
+        """Of each place in a window, `[b, window]`: "nats", "right" and "targets", for `summary`; and the carried state."""
+        nats, right, targets, carried = self._predict(batch, noise, training=False)
+        return {"nats": nats, "right": right, "targets": targets} | carried
 
-        Perplexity is exp of the mean loss, not a mean.
+    def summary(self, means: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Of all targets together: "loss" in nats a token, "bits_per_token", "perplexity", its exponential, and "accuracy", the
+        share of targets that were the likeliest token.
+
+        Of windows that begin with no state also the loss at places 1, 2, 4, … in nats, "loss_at_1" and so on.
         """
-        return self._predict(batch, noise, training=False)
+        nats, right, targets = means["nats"], means["right"], means["targets"]
+        loss = nats.sum() / targets.sum()
+        metrics = {
+            "loss": loss,
+            "bits_per_token": loss / math.log(2),
+            "perplexity": np.exp(loss),
+            "accuracy": right.sum() / targets.sum(),
+        }
+        if not self.streamed:
+            places = [2**i for i in range(len(nats).bit_length())]
+            metrics |= {f"loss_at_{place}": nats[place - 1] for place in places}
+        return metrics
 
     def sample(self, noise: Noise) -> tf.Tensor:
         """Tokens drawn one after the other, each fed back; int32 `[rows, sample_length]`."""
@@ -220,15 +247,45 @@ class LSTMLanguageModel:
         )
         return tf.transpose(tokens.stack())
 
-    def _predict(self, batch: Batch, noise: Noise, training: bool) -> dict[str, tf.Tensor]:
+    def _predict(
+        self, batch: Batch, noise: Noise, training: bool
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+        """-log p of targets in nats, 1 where they were the likeliest, 1 where there are any, `[b, window]`; and what is carried."""
         inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
-        logits, _ = self.network(inputs, noise=noise("network"), training=training)
+        logits, states = self.network(
+            inputs, self._states(batch), noise=noise("network"), training=training
+        )
         logits = tf.cast(logits, noise.dtype)
         nats = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
         right = tf.equal(tf.argmax(logits, 2, output_type=targets.dtype), targets)
-        loss = tf.reduce_mean(nats, 1)
-        accuracy = tf.reduce_mean(tf.cast(right, noise.dtype), 1)
-        return {"loss": loss, "bits_per_token": loss / math.log(2), "accuracy": accuracy}
+        there = tf.ones_like(nats)
+        if "targets" in batch:
+            there = tf.sequence_mask(batch["targets"], targets.shape[1], noise.dtype)
+        carried = {
+            name: value
+            for layer, state in zip(self.network.layers, states, strict=True)
+            for name, value in zip(_names(layer), state, strict=True)
+            if name in batch
+        }
+        return nats * there, tf.cast(right, noise.dtype) * there, there, carried
+
+    def _states(self, batch: Batch) -> list[State] | None:
+        """Of the layers before a window, if they are carried: zero where a stream begins."""
+        if not batch.keys() >= self.carry.keys():
+            return None
+        goes_on = ~batch["begins"][:, tf.newaxis]
+
+        def carried(name: str) -> tf.Tensor:
+            return tf.where(goes_on, batch[name], tf.zeros_like(batch[name]))
+
+        return [
+            (carried(h), carried(c)) for h, c in (_names(layer) for layer in self.network.layers)
+        ]
+
+
+def _names(layer: LSTM) -> tuple[str, str]:
+    """Under which h and c of a layer are carried."""
+    return f"{layer.name}/h", f"{layer.name}/c"
 
 
 def _vocabulary(element_spec: Mapping[str, Feature]) -> int:

@@ -151,6 +151,18 @@ class Objective(Protocol):
         the family draws none."""
 
 
+class Carrying(Protocol):
+    """An objective of which examples carry something to those after them in their stream: see `batches.Source.streams`.
+
+    Each carried feature is in the batch of its loss and of `evaluate` under its name, as the example before it in the stream
+    left it: zeros at first. Both give its next value among their metrics under the same name, `[b, *shape]`. Only an
+    objective of one phase with one update a step can carry.
+    """
+
+    carry: Mapping[str, Sequence[int]]
+    """Name -> shape without the batch, after `build`; the dtype is that of the noise. Empty if nothing is carried."""
+
+
 class Summarised(Protocol):
     """An objective of which more is reported than means of one number an example.
 

@@ -18,12 +18,13 @@ def registry() -> config.Registry:
     backend.start()
     import keras
 
+    from input_pipeline.corpus import pydoc_topics
     from input_pipeline.digits import Digits
     from input_pipeline.image_folder import ImageFolder
     from input_pipeline.images import idx_images, mnist, numpy_images
     from input_pipeline.packed import Packed
     from input_pipeline.split import Split
-    from input_pipeline.text import pydoc_topics
+    from input_pipeline.text import TextStreams, TextWindows
     from input_pipeline.tfrecords import TFRecords
     from input_pipeline.transforms import (
         Binarize,
@@ -71,6 +72,8 @@ def registry() -> config.Registry:
         Packed,
         pydoc_topics,
         Split,
+        TextStreams,
+        TextWindows,
         TFRecords,
     )
     for plain in (Experiment, Optimizer, *sources, *transforms):

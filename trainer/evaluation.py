@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.batches import Batches, Slice
+from input_pipeline.batches import Batches, Slice, streams_of
 from models.objective import Batch, Objective
+from trainer.carry import Carry, carried
 from trainer.cluster import Cluster, Layout
 from trainer.exits import ConfigError
 from trainer.step import Step
@@ -24,7 +25,16 @@ class Evaluation:
     ) -> None:
         self._objective, self._batches = objective, batches
         self._step, self._cluster = step, cluster
-        self._batch = layout.replicas * layout.microbatch
+        streams = streams_of(batches.validation)
+        rows = -(-streams // layout.replicas) if streams else layout.microbatch
+        self._batch = layout.replicas * rows
+        with cluster.strategy.scope():
+            self._carry = Carry(
+                carried(objective) if streams else {},
+                replicas=layout.replicas,
+                rows=rows,
+                dtype=step.loss_dtype,
+            )
         self._examples = 0 if batches.validation is None else len(batches.validation)
         self._summary: Callable | None = getattr(objective, "summary", None)
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -35,9 +45,11 @@ class Evaluation:
         step = tf.TensorSpec([], tf.int64)
 
         def traced(batch: Batch, ids: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-            return self._sums(self._step.cast(batch), ids, step)
+            return self._sums(self._step.cast(batch), ids, step)[0]
 
-        tf.function(traced, autograph=False).get_concrete_function(*data.element_spec, step)
+        batch, ids = data.element_spec
+        batch |= self._carry.specs(self._batch // self._cluster.replicas)
+        tf.function(traced, autograph=False).get_concrete_function(batch, ids, step)
         # A summary of nothing may divide by it: only its names count.
         with np.errstate(all="ignore"):
             return sorted(self._metrics(np.zeros(self._width)))
@@ -68,12 +80,18 @@ class Evaluation:
     @functools.cached_property
     def _pass(self) -> Callable:
         strategy, step = self._cluster.strategy, self._step
-        steps = -(-self._examples // self._batch)
+        steps = -(-self._examples // (streams_of(self._batches.validation) or self._batch))
         compiled = tf.function(self._sums, jit_compile=self._cluster.xla, autograph=False)
 
         def replica(batch: Batch, ids: tf.Tensor) -> tf.Tensor:
-            sums = compiled(step.cast(batch), ids, tf.identity(step.number))
-            return tf.distribute.get_replica_context().all_reduce("SUM", sums)
+            context = tf.distribute.get_replica_context()
+            number = context.replica_id_in_sync_group
+            batch = step.cast(batch) | self._carry.take(number)
+            sums, carried = compiled(batch, ids, tf.identity(step.number))
+            carried = self._carry.spread(carried, number)
+            sums, carried = context.all_reduce("SUM", (sums, carried))
+            self._carry.move(carried)
+            return sums
 
         def run(data: Iterator) -> tf.Tensor:
             def one() -> tf.Tensor:
@@ -87,14 +105,20 @@ class Evaluation:
 
         return tf.function(run, autograph=False)
 
-    def _sums(self, batch: Batch, ids: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        """Sums over this replica's examples of all metrics, by name, and in the last place how many examples they are."""
+    def _sums(
+        self, batch: Batch, ids: tf.Tensor, step: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Sums over this replica's examples, and what they carry on.
+
+        The sums are of all metrics, by name, and in the last place how many examples they are.
+        """
         # Several workers forget the size of the batch, which noise and XLA must know.
         rows = self._batch // self._cluster.replicas
         batch = {name: tf.ensure_shape(x, (rows, *x.shape[1:])) for name, x in batch.items()}
         ids = tf.ensure_shape(ids, (rows,))
         noise = self._step.noise("evaluate", rows=rows, first=ids[0])
-        metrics = dict(sorted(self._objective.evaluate(batch, noise, step).items()))
+        carried, metrics = self._carry.split(self._objective.evaluate(batch, noise, step), rows)
+        metrics = dict(sorted(metrics.items()))
         for name, metric in metrics.items():
             self._check(name, metric, rows)
         self._shapes = {name: tuple(metric.shape[1:]) for name, metric in metrics.items()}
@@ -103,7 +127,7 @@ class Evaluation:
             tf.where(real[:, tf.newaxis], tf.reshape(tf.cast(x, noise.dtype), [rows, -1]), 0)
             for x in (*metrics.values(), real)
         ]
-        return tf.reduce_sum(tf.concat(columns, 1), 0)
+        return tf.reduce_sum(tf.concat(columns, 1), 0), carried
 
     def _check(self, name: str, metric: tf.Tensor, rows: int) -> None:
         wanted = (rows, *metric.shape[1:]) if self._summary is not None else (rows,)

@@ -16,6 +16,7 @@ import tensorflow as tf
 from input_pipeline.batches import ElementSpec
 from input_pipeline.noise import Noise
 from models.objective import Batch, Objective, Phase
+from trainer.carry import Carry, carried, placed
 from trainer.cluster import Layout
 from trainer.exits import ConfigError
 from trainer.precision import Precision
@@ -30,8 +31,8 @@ RANDOM_KERNEL = re.compile(
 )
 """How the names of operations begin that draw from a state, a device's or a generator's."""
 
-Sums = tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]
-"""Gradients of a phase's variables, sums of its metrics, new values of its statistics."""
+Sums = tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]
+"""Gradients of a phase's variables, sums of its metrics, new values of its statistics, and of what its examples carry."""
 
 
 class Step:
@@ -47,6 +48,7 @@ class Step:
         seed: int,
         xla: bool,
         max_bad_updates: int,
+        streamed: bool = False,
     ) -> None:
         _check(objective)
         self._objective, self._layout, self._precision, self._seed = (
@@ -56,6 +58,12 @@ class Step:
             seed,
         )
         self.number = mirrored_variable(0, tf.int64)
+        self.carry = Carry(
+            carried(objective) if streamed else {},
+            replicas=layout.replicas,
+            rows=layout.local_batch,
+            dtype=precision.loss_dtype,
+        )
         self.updates = []
         self._gradients = []
         for phase in objective.phases:
@@ -64,13 +72,18 @@ class Step:
                 Update(
                     phase,
                     metrics=metrics,
-                    statistics=statistics,
+                    statistics=(*statistics, *self.carry.variables.values()),
                     precision=precision,
                     max_bad=max_bad_updates,
                 )
             )
             function = functools.partial(self._phase_gradients, phase, metrics, statistics)
             self._gradients.append(tf.function(function, jit_compile=xla, autograph=False))
+
+    @property
+    def loss_dtype(self) -> tf.DType:
+        """The precision of losses, of noise, and of what is carried."""
+        return self._precision.loss_dtype
 
     @property
     def reads(self) -> int:
@@ -83,6 +96,7 @@ class Step:
         state = {"step": self.number}
         for name, network in self._objective.networks.items():
             state |= {f"{name}/{_path(network, v)}": v.value for v in network.variables}
+        state |= {f"carry/{name}": v.value for name, v in self.carry.variables.items()}
         for update in self.updates:
             state |= {
                 f"{update.phase.name}/{name}": variable for name, variable in update.state.items()
@@ -111,17 +125,20 @@ class Step:
     def __call__(self, batch: Batch) -> None:
         """One step in replica context; `batch` is name -> `[reads, local_batch, …]`, this replica's examples."""
         context = tf.distribute.get_replica_context()
-        first = tf.cast(context.replica_id_in_sync_group, tf.int64) * self._layout.local_batch
+        replica = context.replica_id_in_sync_group
+        first = tf.cast(replica, tf.int64) * self._layout.local_batch
         step = tf.identity(self.number)
         read = -1
         for update, gradients in zip(self.updates, self._gradients, strict=True):
             for number in range(update.phase.updates):
                 read += update.phase.reads
-                examples = {name: x[read] for name, x in batch.items()}
+                examples = {name: x[read] for name, x in batch.items()} | self.carry.take(replica)
                 scale = None if update.scale is None else update.scale[0]
-                sums = gradients(examples, first, step, tf.constant(number, tf.int64), scale)
+                *sums, carry = gradients(
+                    examples, first, step, tf.constant(number, tf.int64), scale
+                )
                 # One collective for all; TensorFlow packs it.
-                sums = context.all_reduce("SUM", sums)
+                sums = context.all_reduce("SUM", (*sums, self.carry.spread(carry, replica)))
                 update(step, *_unscaled(sums, scale, self._layout.replicas))
 
         def advance(strategy: tf.distribute.Strategy) -> None:
@@ -140,7 +157,10 @@ class Step:
         update: tf.Tensor,
         scale: tf.Tensor | None,
     ) -> Sums:
-        """This replica's part of the sums over the global batch: gradients, metrics (÷ global batch), statistics (mean)."""
+        """This replica's part of the sums over the global batch: gradients, metrics (÷ global batch), statistics (mean).
+
+        And what its examples carry on, `[local_batch, …]` each.
+        """
         size, count = self._layout.microbatch, self._layout.accumulation
 
         def one(examples: Batch, first: tf.Tensor) -> Sums:
@@ -158,10 +178,11 @@ class Step:
             _all_connected(phase, gradients)
             # Embedding gradients are made dense where XLA can fuse it; sparse ones cannot be reduced (TRAPS 9).
             gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+            carry, values = self.carry.split(values, size)
             rows = (tf.cast(values[name], noise.dtype) for name in metrics[1:])
             means = [total, *(tf.reduce_sum(row) / self._layout.global_batch for row in rows)]
             news = [scope.get_current_value(variable) / count for variable in statistics]
-            return gradients, means, news
+            return gradients, means, news, carry
 
         if count == 1:
             return one(batch, first)
@@ -170,13 +191,15 @@ class Step:
 
         def more(a: tf.Tensor, sums: tuple) -> tuple:
             examples = {name: x[a] for name, x in batch.items()}
-            part = one(examples, first + tf.cast(a, tf.int64) * size)
+            *sums_of_one, carry = one(examples, first + tf.cast(a, tf.int64) * size)
+            part = (*sums_of_one, [placed(value, a, count) for value in carry])
             return a + 1, tf.nest.map_structure(tf.add, sums, part)
 
         zeros = (
             [tf.zeros(variable.shape, variable.dtype) for variable in phase.variables],
             [tf.zeros([], self._precision.loss_dtype) for _ in metrics],
             [tf.zeros(variable.shape, variable.dtype) for variable in statistics],
+            [tf.zeros(spec.shape, spec.dtype) for spec in self.carry.specs(count * size).values()],
         )
         return tf.while_loop(lambda a, _: a < count, more, (0, zeros), maximum_iterations=count)[1]
 
@@ -194,6 +217,7 @@ class Step:
             noise = self.noise(phase.name, rows=size)
             with keras.StatelessScope() as scope:
                 loss, metrics = phase.loss(self.cast(batch), noise, tf.constant(0, tf.int64))
+            _, metrics = self.carry.split(metrics, size)
             for name, value in {"loss": loss, **metrics}.items():
                 if value.shape != (size,):
                     raise ConfigError(
@@ -208,6 +232,7 @@ class Step:
                 name: tf.TensorSpec((size, *feature.shape), feature.dtype)
                 for name, feature in spec.items()
             }
+            | self.carry.specs(size)
         )
         _no_random_kernels(phase, traced.graph)
         if not known.keys() >= set(found["assigned"]):
@@ -229,6 +254,11 @@ def _check(objective: Objective) -> None:
     phases, known, paths = objective.phases, set(), set()
     if not phases or not phases[0].reads:
         raise ConfigError("the first phase of a step must read examples")
+    if carried(objective) and (len(phases) > 1 or phases[0].updates > 1):
+        raise ConfigError(
+            f"{type(objective).__name__} carries {', '.join(carried(objective))} along streams, which takes a step of one "
+            "update"
+        )
     for name, network in objective.networks.items():
         for layer in network._flatten_layers():
             if isinstance(layer, keras.layers.BatchNormalization):
@@ -290,8 +320,11 @@ def _all_connected(phase: Phase, gradients: Sequence[tf.Tensor | None]) -> None:
             )
 
 
-def _unscaled(sums: Sums, scale: tf.Tensor | None, replicas: int) -> Sums:
-    gradients, metrics, statistics = sums
+def _unscaled(
+    sums: Sums, scale: tf.Tensor | None, replicas: int
+) -> tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]:
+    """Gradients, metrics, and the new values of statistics and then of what is carried."""
+    gradients, metrics, statistics, carry = sums
     if scale is not None:
         gradients = [g / tf.cast(scale, g.dtype) for g in gradients]
-    return gradients, metrics, [s / replicas for s in statistics]
+    return gradients, metrics, [*(s / replicas for s in statistics), *carry]

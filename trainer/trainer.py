@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from input_pipeline.batches import streams_of
 from input_pipeline.noise import Noise
 from trainer import checkpoint, durable
 from trainer.cluster import Cluster, batch_layout, connect
@@ -87,6 +88,7 @@ class Trainer:
                 seed=experiment.seed,
                 xla=self.cluster.xla,
                 max_bad_updates=experiment.max_bad_updates,
+                streamed=bool(streams_of(self.batches.source)),
             )
         self.evaluation = Evaluation(
             self.objective, self.batches, self.step, self.cluster, self.layout

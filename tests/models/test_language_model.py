@@ -1,5 +1,7 @@
 """The language model: losses in closed form, dense gradients, and draws against the distribution they come from."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -34,6 +36,12 @@ def batch(tokens=TOKENS):
 
 def noise(rows=ROWS, first=0, seed=0):
     return Noise(seed, "noise", rows=rows, first=first, dtype=tf.float64)
+
+
+def evaluated(model):
+    """What is reported of the batch."""
+    found = model.evaluate(batch(), noise(), STEP)
+    return model.summary({name: value.numpy().mean(0) for name, value in found.items()})
 
 
 def spread(model, scale=3.0):
@@ -91,13 +99,12 @@ def test_a_uniform_model_loses_the_logarithm_of_the_vocabulary(tied):
     model = build(tied=tied)
     logits = model.network.table if tied else model.network.kernel
     logits.assign(tf.zeros_like(logits))
-    metrics = model.evaluate(batch(), noise(), STEP)
-    np.testing.assert_allclose(metrics["loss"], np.full(ROWS, np.log(VOCABULARY)), rtol=1e-14)
-    np.testing.assert_allclose(
-        metrics["bits_per_token"], np.full(ROWS, np.log2(VOCABULARY)), rtol=1e-14
-    )
+    metrics = evaluated(model)
+    np.testing.assert_allclose(metrics["loss"], np.log(VOCABULARY), rtol=1e-14)
+    np.testing.assert_allclose(metrics["bits_per_token"], np.log2(VOCABULARY), rtol=1e-14)
+    np.testing.assert_allclose(metrics["perplexity"], VOCABULARY, rtol=1e-14)
     # All are equal, so the likeliest is the first.
-    np.testing.assert_allclose(metrics["accuracy"], np.mean(TOKENS[:, 1:] == 0, 1))
+    np.testing.assert_allclose(metrics["accuracy"], np.mean(TOKENS[:, 1:] == 0))
 
 
 def test_loss_and_accuracy_against_numpy():
@@ -105,13 +112,49 @@ def test_loss_and_accuracy_against_numpy():
     logits = model.network(TOKENS[:, :-1])[0].numpy()
     log_p = scipy.special.log_softmax(logits, axis=2)
     targets = TOKENS[:, 1:]
-    expected = -np.take_along_axis(log_p, targets[..., np.newaxis], 2)[..., 0].mean(1)
-    metrics = model.evaluate(batch(), noise(), STEP)
+    expected = -np.take_along_axis(log_p, targets[..., np.newaxis], 2)[..., 0]
+    right = logits.argmax(2) == targets
+    metrics = evaluated(model)
+    np.testing.assert_allclose(metrics["loss"], expected.mean(), rtol=1e-12)
+    np.testing.assert_allclose(metrics["accuracy"], right.mean())
+    places = {f"loss_at_{n}": expected[:, n - 1].mean() for n in (1, 2, 4)}
+    assert metrics.keys() == {"loss", "bits_per_token", "perplexity", "accuracy", *places}
+    for name, value in places.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-12)
+    loss, train_metrics = model.loss(batch(), noise(), STEP)  # No dropout by default.
+    np.testing.assert_allclose(loss, expected.mean(1), rtol=1e-12)
+    np.testing.assert_allclose(train_metrics["accuracy"], right.mean(1))
+    assert train_metrics.keys() == {"bits_per_token", "accuracy"}
+
+
+def test_windows_with_carried_state_are_one_long_pass():
+    """Of streams of 14 and 13 targets, in windows of 6; the second ends within its last."""
+    spec = SPEC | {"targets": Feature((), "int32"), "begins": Feature((), "bool")}
+    make = functools.partial(LSTMLanguageModel, spec, embedding=5, widths=[6, 5])
+    model = spread(checks.build(make, "float64"))
+    text = np.random.default_rng(1).integers(0, VOCABULARY, [2, 19]).astype(np.int32)
+    targets = np.array([14, 13])
+    carried = {
+        name: tf.fill([2, *shape], tf.constant(9.0, tf.float64))
+        for name, shape in model.carry.items()
+    }
+    sums = {"nats": 0.0, "right": 0.0, "targets": 0.0}
+    for window in range(3):
+        rows = {
+            "tokens": tf.constant(text[:, 6 * window : 6 * window + 7]),
+            "targets": tf.constant(np.clip(targets - 6 * window, 0, 6).astype(np.int32)),
+            "begins": tf.constant([window == 0] * 2),
+        }
+        found = model.evaluate(rows | carried, noise(2), STEP)
+        carried = {name: found[name] for name in model.carry}
+        sums = {name: total + found[name].numpy().sum(0) for name, total in sums.items()}
+    log_p = scipy.special.log_softmax(model.network(text[:, :-1])[0].numpy(), axis=2)
+    nats = -np.take_along_axis(log_p, text[:, 1:, np.newaxis], 2)[..., 0]
+    expected = np.concatenate([nats[0, :14], nats[1, :13]]).mean()
+    metrics = model.summary(sums)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-12)
-    np.testing.assert_allclose(metrics["accuracy"], (logits.argmax(2) == targets).mean(1))
-    loss, train_metrics = model.loss(batch(), noise(), STEP)
-    np.testing.assert_array_equal(loss, metrics["loss"])  # No dropout by default.
-    assert train_metrics.keys() == metrics.keys()
+    np.testing.assert_allclose(metrics["perplexity"], np.exp(expected), rtol=1e-12)
+    assert metrics.keys() == {"loss", "bits_per_token", "perplexity", "accuracy"}
 
 
 def test_the_logits_against_numpy():
