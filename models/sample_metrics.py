@@ -19,17 +19,19 @@ BLOCK = 1000
 def frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
     """‖μ₁ - μ₂‖² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½), the squared Fréchet distance of two normals (Heusel et al. 2017, equation 6).
 
-    The trace of the root is that of (Σ₁^½ Σ₂ Σ₁^½)^½, which is symmetric: its eigenvalues cannot leave the real numbers.
+    With Σ = RᵀR the trace of the root is the sum of the singular values of R₁R₂ᵀ: no root is taken of what rounding leaves of
+    the zeros of a covariance, of which there are many where vectors are longer than they are many.
     """
     real, fake = real.astype(np.float64), fake.astype(np.float64)
     means = real.mean(0) - fake.mean(0)
-    first = np.atleast_2d(np.cov(real, rowvar=False))
-    second = np.atleast_2d(np.cov(fake, rowvar=False))
-    values, vectors = np.linalg.eigh(first)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    product = np.linalg.eigvalsh(root @ second @ root)
-    trace = np.trace(first) + np.trace(second) - 2 * np.sqrt(np.maximum(product, 0)).sum()
-    return float(means @ means + trace)
+    first, second = _root_of_covariance(real), _root_of_covariance(fake)
+    cross = np.linalg.svd(first @ second.T, compute_uv=False).sum()
+    return float(means @ means + np.square(first).sum() + np.square(second).sum() - 2 * cross)
+
+
+def _root_of_covariance(x: np.ndarray) -> np.ndarray:
+    """R `[min(n, d), d]` with RᵀR the unbiased covariance of `[n, d]`."""
+    return np.linalg.qr(x - x.mean(0), mode="r") / np.sqrt(len(x) - 1)
 
 
 def kernel_distance(real: np.ndarray, fake: np.ndarray) -> float:

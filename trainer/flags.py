@@ -15,7 +15,7 @@ from trainer.hardware import STRATEGIES, XLA, Hardware, workers
 
 MODES = {
     "train": "train a model; goes on by itself if the workdir holds a run",
-    "evaluate": "metrics of a run on its held-out examples, and of its samples in the eyes of a classifier",
+    "evaluate": "metrics of a run on its held-out examples, and of its samples in the eyes of a network",
     "sample": "draw from the model of a run",
 }
 
@@ -91,7 +91,7 @@ def _define() -> flags.FlagValues:
     flags.DEFINE_string(
         "features",
         None,
-        "folder of a classifier's run, in whose eyes samples are compared with data",
+        "folder of a classifier's run, or file of InceptionV3's weights, in whose eyes samples are compared with data",
         flag_values=values,
     )
     flags.DEFINE_enum("strategy", "auto", STRATEGIES, "how devices are used", flag_values=values)

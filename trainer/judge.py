@@ -1,23 +1,20 @@
-"""How good a model's samples are, in the eyes of a classifier that was trained by this project on the same data."""
+"""How good a model's samples are, in the eyes of a network: beside real pictures, in its features."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import io
-import pathlib
-from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
 from sklearn.metrics.pairwise import euclidean_distances
 
 from input_pipeline.batches import Batches, Slice, Source
 from models.sample_metrics import frechet_distance, kernel_distance, neighbourhoods
 from trainer import durable
 from trainer.exits import ConfigError
+from trainer.features import FeatureNet, Seen
 from trainer.trainer import Trainer
 
 MOST = 10_000
@@ -30,37 +27,28 @@ BATCH = 500
 
 
 class Judge:
-    """Compares pictures with those of a data set in the features of a trained classifier.
+    """Compares pictures with those of a data set in the features of a network.
 
     The yardstick are held-out pictures; where there are none, half of the training pictures. Beside it the floor: what as many
     other training pictures have. All are taken at random, as `Experiment.validation_transforms` make them.
 
     Args:
-      classifier: a restored training of `models.classifier.Classifier`.
+      net: gives the features.
       data: the training whose data set and samples are compared.
       count: pictures of each kind; None for as many as there are, up to `MOST`.
 
     Raises:
-      ConfigError: if the classifier is the training of something else, or of pictures of another size; if the model has no
-        pictures or draws none; if they are too few to have neighbours.
+      ConfigError: if the model has no pictures or draws none; if the network is not for such pictures; if they are too few to
+        have neighbours.
     """
 
-    def __init__(self, classifier: Trainer, data: Trainer, count: int | None = None) -> None:
-        recognise = getattr(classifier.objective, "recognise", None)
-        if recognise is None:
-            raise ConfigError(
-                f"--features={classifier.workdir} is a run of {type(classifier.objective).__name__}: name one of a Classifier"
-            )
+    def __init__(self, net: FeatureNet, data: Trainer, count: int | None = None) -> None:
         if "image" not in data.batches.element_spec or data.objective.sample is None:
             raise ConfigError(
                 f"{type(data.objective).__name__} draws no pictures, which --features compares: leave it out"
             )
-        self._classifier, self._see = classifier, recognise
-        self._weights = hashlib.sha256()
-        for name, network in sorted(classifier.objective.networks.items()):
-            for weight in network.weights:
-                self._weights.update(f"{name} {weight.path}".encode())
-                self._weights.update(weight.numpy().tobytes())
+        self._net = net
+        self.name = net.name
         train, held_out = len(data.batches.source), data.batches.validation
         most = train // 2 if held_out is None else min(train, len(held_out))
         self.count = min(most, count or MOST)
@@ -70,57 +58,37 @@ class Judge:
             )
         floor = _Pictures(data.batches)
         yardstick = floor if held_out is None else _Pictures(data.batches, held_out)
-        self._yardstick, _ = self._remembered(yardstick.take(self.count))
-        self.floor = _metrics(self._yardstick, *self._remembered(floor.take(self.count)))
+        self._yardstick = self._remembered(yardstick.take(self.count)).features
+        self.floor = _metrics(self._yardstick, self._remembered(floor.take(self.count)))
 
     def __call__(self, pictures: np.ndarray, classes: int | None = None) -> dict[str, float]:
         """Name -> value, of `count` pictures, uint8 `[count, height, width, channels]`.
 
-        With `classes`, picture i is meant to show class i modulo them, and "recognised" is the share that does.
+        With `classes`, picture i is meant to show class i modulo them, and "recognised" is the share that does; of a network
+        that knows the classes.
         """
-        features, probabilities = self._recognise(pictures)
-        found = _metrics(self._yardstick, features, probabilities)
-        if classes:
+        seen = self._net(pictures)
+        found = _metrics(self._yardstick, seen)
+        if classes and seen.probabilities is not None:
             meant = np.arange(len(pictures)) % classes
-            found["recognised"] = float(np.mean(probabilities.argmax(1) == meant))
+            found["recognised"] = float(np.mean(seen.probabilities.argmax(1) == meant))
         return found
 
-    def _remembered(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `_recognise`, kept in the classifier's folder under a key of the pictures and of its weights."""
-        digest = self._weights.copy()
-        digest.update(pictures.tobytes())
-        path = pathlib.Path(self._classifier.workdir or "") / "seen" / f"{digest.hexdigest()}.npz"
+    def _remembered(self, pictures: np.ndarray) -> Seen:
+        """What the network sees, kept in its folder under a key of the pictures and of its weights."""
+        key = hashlib.sha256(self._net.digest)
+        key.update(pictures.tobytes())
+        path = self._net.folder / "seen" / f"{key.hexdigest()}.npz"
         if path.exists():
             with np.load(path, allow_pickle=False) as kept:
-                return kept["features"], kept["probabilities"]
-        features, probabilities = self._recognise(pictures)
+                return Seen(**kept)
+        seen = self._net(pictures)
         with contextlib.suppress(OSError):  # Another's folder may be read-only.
             path.parent.mkdir(exist_ok=True)
             file = io.BytesIO()
-            np.savez(file, features=features, probabilities=probabilities)
+            np.savez(file, **{n: array for n, array in vars(seen).items() if array is not None})
             durable.write(path, file.getvalue())
-        return features, probabilities
-
-    def _recognise(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features and probabilities of uint8 pictures `[n, height, width, channels]`."""
-        shape = self._classifier.batches.element_spec["image"].shape
-        if pictures.shape[1:] != shape:
-            raise ConfigError(
-                f"the pictures are {list(pictures.shape[1:])}, and the classifier of {self._classifier.workdir} is for "
-                f"{list(shape)}: train one on the same data, and give both the same sizes in Experiment.validation_transforms"
-            )
-        parts = [
-            self._run(tf.constant(pictures[i : i + BATCH])) for i in range(0, len(pictures), BATCH)
-        ]
-        features, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return features, probabilities
-
-    @functools.cached_property
-    def _run(self) -> Callable:
-        def run(pictures: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return self._see(tf.cast(pictures, tf.float32) / 255)
-
-        return tf.function(run, autograph=False, reduce_retracing=True)
+        return seen
 
 
 class _Pictures:
@@ -179,19 +147,22 @@ def _flat(pictures: np.ndarray) -> np.ndarray:
     return pictures.reshape(len(pictures), -1).astype(np.float32)
 
 
-def _metrics(
-    expected: np.ndarray, features: np.ndarray, probabilities: np.ndarray
-) -> dict[str, float]:
-    near = neighbourhoods(expected, features, NEIGHBOURS)
-    shares = np.bincount(probabilities.argmax(1), minlength=probabilities.shape[1]) / len(features)
-    return {
-        "frechet_distance": frechet_distance(expected, features),
-        "kernel_distance": kernel_distance(expected, features),
+def _metrics(expected: np.ndarray, seen: Seen) -> dict[str, float]:
+    near = neighbourhoods(expected, seen.features, NEIGHBOURS)
+    found = {
+        "frechet_distance": frechet_distance(expected, seen.features),
+        "kernel_distance": kernel_distance(expected, seen.features),
         "precision": near.precision,
         "recall": near.recall,
         "density": near.density,
         "coverage": near.coverage,
-        "confidence": float(probabilities.max(1).mean()),
-        "rarest_class": float(shares.min()),
-        "commonest_class": float(shares.max()),
     }
+    if seen.probabilities is not None:
+        count, classes = seen.probabilities.shape
+        shares = np.bincount(seen.probabilities.argmax(1), minlength=classes) / count
+        found |= {
+            "confidence": float(seen.probabilities.max(1).mean()),
+            "rarest_class": float(shares.min()),
+            "commonest_class": float(shares.max()),
+        }
+    return found

@@ -144,40 +144,48 @@ def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
             print(f"already done: {steps} steps; more with --gin_param={names.root}.steps=…")
         if judge:
             compared = _compared(line, trainer, judge)
-            _print_table(f"samples in the eyes of {line.features}", compared)
+            _print_table(f"samples in the eyes of {judge.name}", compared)
         print(_results(folder))
 
 
 def evaluate(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     """Prints metrics as tables and as one line of JSON: of held-out examples, and with `--features` of samples."""
     trainer, step = _run_of(line)
+    judge = None if line.features is None else _judge(line, trainer)
     metrics: dict[str, float] = {}
     compared: dict[str, dict[str, float]] = {}
     with _data_problems():
-        if line.features is None or trainer.experiment.validation is not None:
+        if judge is None or trainer.experiment.validation is not None:
             metrics = trainer.evaluate()
-        if line.features is not None:
-            compared = _compared(line, trainer, _judge(line, trainer))
+        if judge:
+            compared = _compared(line, trainer, judge)
     if not trainer.cluster.chief:
         return
     title = f"{line.workdir}, step {step}"
     if metrics:
         _print_table(title, {"mean": metrics})
-    if compared:
-        _print_table(f"{title}, in the eyes of {line.features}", compared)
+    if judge:
+        _print_table(f"{title}, in the eyes of {judge.name}", compared)
+    space = {"features": judge.name} if judge else {}
     metrics |= {f"{kind}/{n}": value for kind, row in compared.items() for n, value in row.items()}
     # JSON has no NaN and no infinity.
     finite = {k: value if math.isfinite(value) else None for k, value in sorted(metrics.items())}
-    print(json.dumps({"step": step, **finite}, allow_nan=False))
+    print(json.dumps({"step": step, **space, **finite}, allow_nan=False))
 
 
 def _judge(line: flags.CommandLine, trainer: Trainer) -> Judge:
     """The judge of `--features`, see `trainer.judge`."""
+    from trainer.features import WEIGHTS, ClassifierNet, FeatureNet, InceptionNet
     from trainer.judge import Judge
 
+    path = Path(line.features or "")
     with _data_problems():
-        classifier, _ = restored(Path(line.features or ""), Hardware(strategy="one_device"))
-        return Judge(classifier, trainer, line.count)
+        net: FeatureNet
+        if path.is_file() or path.suffix in WEIGHTS:
+            net = InceptionNet(path, Path(line.workdir or ""))
+        else:
+            net = ClassifierNet(restored(path, Hardware(strategy="one_device"))[0])
+        return Judge(net, trainer, line.count)
 
 
 def _compared(

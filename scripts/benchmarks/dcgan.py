@@ -23,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import pictures
+from trainer.features import ClassifierNet
 from trainer.hardware import Hardware
 from trainer.judge import Judge
 from trainer.main import restored
@@ -143,7 +144,7 @@ def main() -> None:
     seconds = arguments.seconds or json.loads(last)["seconds"]
     model, steps = tutorial(images, seconds)
 
-    judge = Judge(restored(arguments.features, one)[0], ours)
+    judge = Judge(ClassifierNet(restored(arguments.features, one)[0]), ours)
     latent = np.random.default_rng(0).normal(size=[judge.count, LATENT]).astype(np.float32)
     drawn = model.generator.predict(latent, batch_size=500, verbose=0)
     drawn = np.rint((drawn + 1) * 127.5).astype(np.uint8)

@@ -30,6 +30,15 @@ def test_frechet_distance_of_one_dimension_and_of_itself():
     assert frechet_distance(REAL, REAL) == pytest.approx(0, abs=1e-12)
 
 
+def test_frechet_distance_of_few_long_vectors():
+    """Of two each, Σ = aaᵀ with a their difference / √2: the trace of the root of aaᵀbbᵀ is |a·b|."""
+    real, fake = CHANCE.normal(size=(2, 2, 400))
+    means = real.mean(0) - fake.mean(0)
+    a, b = (real[0] - real[1]) / np.sqrt(2), (fake[0] - fake[1]) / np.sqrt(2)
+    expected = means @ means + a @ a + b @ b - 2 * abs(a @ b)
+    assert frechet_distance(real, fake) == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("block", [7, 1000])
 def test_kernel_distance_is_that_of_scikit_learns_kernel(block, monkeypatch):
     monkeypatch.setattr(sample_metrics, "BLOCK", block)

@@ -1,23 +1,29 @@
-"""Samples in the eyes of a classifier, from the command line: what is compared with what."""
+"""Samples in the eyes of a network, from the command line: what is compared with what."""
 
 from __future__ import annotations
 
 import json
 import pathlib
+import re
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
+from models.sample_metrics import frechet_distance
 from tests.trainer.objectives import quiet
 from trainer import catalogue, config_files, judge
+from trainer.features import ClassifierNet, Seen
 from trainer.main import main
+from trainer.trainer import Trainer
 
 SMALL = (
     "--gin_param=STEPS=40 --gin_param=Experiment.log_every=40 --gin_param=ConvolutionalEncoder.width=4 "
     "--strategy=one_device"
 )
+DISTANCES = {"frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"}
 
 
 def lockstep(arguments: str, *more: str) -> int:
@@ -33,6 +39,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
+def the_vae(runs: pathlib.Path) -> Trainer:
+    """A training as that of `runs`, at its start."""
+    names = catalogue.registry()
+    resolved = names.resolve(config_files.read([f"{runs}/vae/config.gin"]))
+    return quiet(names.build(resolved))
+
+
 def test_evaluate_compares_samples_and_real_pictures(runs, capsys):
     command = f"evaluate --workdir={runs}/vae --features={runs}/classifier"
     assert lockstep(command) == 0
@@ -40,6 +53,7 @@ def test_evaluate_compares_samples_and_real_pictures(runs, capsys):
     assert "samples" in out and "real" in out and "frechet_distance" in out
     found = json.loads(out.splitlines()[-1])
     assert found["step"] == 40 and "negative_elbo" in found
+    assert found["features"] == f"{runs}/classifier" and "samples/confidence" in found
     # After 40 steps samples are far from digits, which the held-out digits are not from the others.
     assert found["samples/frechet_distance"] > 3 * found["real/frechet_distance"] > 0
     assert found["samples/coverage"] < found["real/coverage"]
@@ -57,9 +71,7 @@ def test_evaluate_compares_samples_and_real_pictures(runs, capsys):
 
 def test_samples_are_shown_beside_the_nearest_training_pictures(runs):
     """Of one that is a training picture, that is the first neighbour; the others are the next in pixels."""
-    names = catalogue.registry()
-    resolved = names.resolve(config_files.read([f"{runs}/vae/config.gin"]))
-    trainer = quiet(names.build(resolved))
+    trainer = the_vae(runs)
     source = trainer.experiment.source
     trained = source.decode(source.read(tf.range(len(source), dtype=tf.int64))["image"])
     pictures = np.stack([trained[5], np.full([8, 8, 1], 255, np.uint8)])
@@ -90,13 +102,13 @@ def test_the_real_pictures_are_the_data(runs, monkeypatch):
     """Held out beside training pictures; where none is held out, two halves without an overlap."""
     digits = load_digits()["images"].astype(np.uint8)
     seen: list[np.ndarray] = []
-    recognise = judge.Judge._recognise
+    see = ClassifierNet.__call__
 
-    def spy(self: judge.Judge, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def spy(self: ClassifierNet, pictures: np.ndarray) -> Seen:
         seen.append(pictures)
-        return recognise(self, pictures)
+        return see(self, pictures)
 
-    monkeypatch.setattr(judge.Judge, "_recognise", spy)
+    monkeypatch.setattr(ClassifierNet, "__call__", spy)
     for path in (runs / "classifier/seen").iterdir():
         path.unlink()
     assert lockstep(f"evaluate --workdir={runs}/vae --features={runs}/classifier") == 0
@@ -107,6 +119,74 @@ def test_the_real_pictures_are_the_data(runs, monkeypatch):
         assert {picture.tobytes() for picture in pictures} <= known
     assert not {p.tobytes() for p in held_out} & {p.tobytes() for p in real}
     assert len({p.tobytes() for p in samples}) == 180
+
+
+def test_evaluate_takes_inception_with_a_file_of_weights(runs, capsys, tmp_path):
+    """Distances alone, in a space that is named; what was seen of real pictures is kept beside the run."""
+    network = keras.applications.InceptionV3(include_top=False, weights=None)
+    network.save_weights(tmp_path / "inception.weights.h5")
+    weights = f"{tmp_path}/inception.weights.h5"
+    assert lockstep(f"evaluate --workdir={runs}/vae --features={weights} --count=6") == 0
+    out = capsys.readouterr().out
+    found = json.loads(out.splitlines()[-1])
+    space = rf"Keras' InceptionV3 with the weights of {re.escape(weights)} \([0-9a-f]{{12}}\)"
+    assert re.fullmatch(space, found["features"])
+    assert f"step 40, in the eyes of {found['features']}\n" in out and "negative_elbo" in found
+    assert {name for name in found if name.startswith("samples/")} == {
+        f"samples/{name}" for name in DISTANCES
+    }
+    features = []
+    for path in (runs / "vae/seen").iterdir():
+        with np.load(path) as kept:
+            assert list(kept) == ["features"]
+            features.append(kept["features"])
+    assert [array.shape for array in features] == [(6, 2048)] * 2
+    assert found["real/frechet_distance"] == pytest.approx(frechet_distance(*features))
+
+
+class Means:
+    """Sees the mean of each row, and no classes."""
+
+    name = "means"
+
+    def __init__(self, folder: pathlib.Path, digest: bytes) -> None:
+        self.folder, self.digest, self.calls = folder, digest, 0
+
+    def __call__(self, pictures: np.ndarray) -> Seen:
+        self.calls += 1
+        return Seen(pictures.mean(2).reshape(len(pictures), -1))
+
+
+def test_what_a_network_does_not_know_is_left_out(runs, tmp_path):
+    trainer = the_vae(runs)
+    pictures = np.random.default_rng(0).integers(0, 256, [20, 8, 8, 1], np.uint8)
+    net = Means(tmp_path, b"one")
+    compare = judge.Judge(net, trainer, count=20)
+    assert set(compare(pictures, classes=10)) == set(compare.floor) == DISTANCES
+    # Held-out and other real pictures, then these.
+    assert net.calls == 3 and len(list((tmp_path / "seen").iterdir())) == 2
+    again = Means(tmp_path, b"one")
+    assert judge.Judge(again, trainer, count=20).floor == compare.floor and again.calls == 0
+    other = Means(tmp_path, b"other")
+    judge.Judge(other, trainer, count=20)
+    assert other.calls == 2 and len(list((tmp_path / "seen").iterdir())) == 4
+
+
+def test_what_is_no_file_of_weights_is_one_line(runs, capsys, tmp_path):
+    remedy = "name a file of keras.applications.InceptionV3's weights (.h5, .hdf5, .keras)"
+    (tmp_path / "weights.npz").write_bytes(b"no")
+    (tmp_path / "text.h5").write_bytes(b"no")
+    for name, code, says in (
+        ("none.weights.h5", 78, f"is not there: {remedy} or the folder of a run"),
+        ("weights.npz", 78, f"is neither a folder nor Keras' weights: {remedy}"),
+        (
+            "text.h5",
+            65,
+            "cannot be read (Unable to synchronously open file (file signature not found)): save or copy it again",
+        ),
+    ):
+        assert lockstep(f"evaluate --workdir={runs}/vae --features={tmp_path}/{name}") == code
+        assert capsys.readouterr() == ("", f"lockstep: --features={tmp_path}/{name} {says}\n")
 
 
 def test_what_cannot_be_compared_is_one_line(runs, capsys, tmp_path):

@@ -1,0 +1,178 @@
+"""Networks in whose features pictures are compared: a classifier of this project, or Inception with weights from a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+import warnings
+import zipfile
+from collections.abc import Callable
+from typing import Protocol
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.exits import ConfigError, DataProblem, one_line
+from trainer.trainer import Trainer
+
+WEIGHTS = (".h5", ".hdf5", ".keras")
+"""How names of files of Keras' weights end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What a network sees in n pictures.
+
+    Attributes:
+      features: `[n, features]`, floating.
+      probabilities: `[n, classes]` of the data's classes; None of a network that does not know them.
+    """
+
+    features: np.ndarray
+    probabilities: np.ndarray | None = None
+
+
+class FeatureNet(Protocol):
+    """Sees uint8 pictures `[n, height, width, channels]`; raises ConfigError if it is not for such ones.
+
+    Attributes:
+      name: for people, of the space that its features are in: numbers of two spaces cannot be compared.
+      digest: of all weights that the features depend on.
+      folder: where what it has seen may be kept.
+    """
+
+    name: str
+    digest: bytes
+    folder: pathlib.Path
+
+    def __call__(self, pictures: np.ndarray) -> Seen: ...
+
+
+class ClassifierNet:
+    """A restored training of `models.classifier.Classifier`, for pictures of the size that it was trained on.
+
+    Raises:
+      ConfigError: if it is the training of something else.
+    """
+
+    BATCH = 500
+
+    def __init__(self, classifier: Trainer) -> None:
+        recognise = getattr(classifier.objective, "recognise", None)
+        if recognise is None:
+            raise ConfigError(
+                f"--features={classifier.workdir} is a run of {type(classifier.objective).__name__}: name one of a Classifier"
+            )
+        self._see = recognise
+        self._shape = classifier.batches.element_spec["image"].shape
+        self.name = str(classifier.workdir)
+        self.folder = classifier.workdir or pathlib.Path()
+        digest = hashlib.sha256()
+        for name, network in sorted(classifier.objective.networks.items()):
+            for weight in network.weights:
+                digest.update(f"{name} {weight.path}".encode())
+                digest.update(weight.numpy().tobytes())
+        self.digest = digest.digest()
+
+    def __call__(self, pictures: np.ndarray) -> Seen:
+        if pictures.shape[1:] != self._shape:
+            raise ConfigError(
+                f"the pictures are {list(pictures.shape[1:])}, and the classifier of {self.name} is for "
+                f"{list(self._shape)}: train one on the same data, and give both the same sizes in "
+                "Experiment.validation_transforms"
+            )
+        parts = [
+            self._run(tf.constant(pictures[i : i + self.BATCH]))
+            for i in range(0, len(pictures), self.BATCH)
+        ]
+        return Seen(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    @functools.cached_property
+    def _run(self) -> Callable:
+        def run(pictures: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return self._see(tf.cast(pictures, tf.float32) / 255)
+
+        return tf.function(run, autograph=False, reduce_retracing=True)
+
+
+class InceptionNet:
+    """The 2048 averages of the last convolutions of keras.applications.InceptionV3 (Szegedy et al. 2016), for pictures of any size.
+
+    They are resized to 299 × 299 pixels and scaled to [-1, 1]; grey ones become three equal channels. Keras' ImageNet weights
+    are not those of the network that published FIDs are computed with. Nothing is downloaded.
+
+    Args:
+      weights: a file of its weights as Keras saves them, with or without the layer of the classes.
+      folder: see `FeatureNet`.
+
+    Raises:
+      ConfigError: if there is no such file, or it holds weights of another network.
+      DataProblem: if it cannot be read.
+    """
+
+    SIDE = 299
+    BATCH = 32
+
+    def __init__(self, weights: pathlib.Path, folder: pathlib.Path) -> None:
+        self._network = _inception(weights)
+        # Of the weights and not of the file: the layer of the classes makes no difference to the features.
+        digest = hashlib.sha256(f"InceptionV3 {self.SIDE}".encode())
+        for weight in self._network.get_weights():
+            digest.update(weight.tobytes())
+        self.digest = digest.digest()
+        self.name = f"Keras' InceptionV3 with the weights of {weights} ({self.digest.hex()[:12]})"
+        self.folder = folder
+
+    def __call__(self, pictures: np.ndarray) -> Seen:
+        if pictures.shape[-1] not in (1, 3):
+            raise ConfigError(
+                f"the pictures have {pictures.shape[-1]} channels, and InceptionV3 is for 1, grey, or 3, colours"
+            )
+        coloured = np.broadcast_to(pictures, [*pictures.shape[:-1], 3])
+        parts = [
+            self._run(tf.constant(coloured[i : i + self.BATCH]))
+            for i in range(0, len(pictures), self.BATCH)
+        ]
+        return Seen(np.concatenate(parts))
+
+    @functools.cached_property
+    def _run(self) -> Callable:
+        def run(pictures: tf.Tensor) -> tf.Tensor:
+            resized = tf.image.resize(
+                pictures, [self.SIDE, self.SIDE], tf.image.ResizeMethod.BILINEAR, antialias=True
+            )
+            scaled = keras.applications.inception_v3.preprocess_input(resized)
+            return tf.reduce_mean(self._network(scaled, training=False), [1, 2])
+
+        any_size = tf.TensorSpec([None, None, None, 3], tf.uint8)
+        return tf.function(run, autograph=False, input_signature=[any_size])
+
+
+def _inception(path: pathlib.Path) -> keras.Model:
+    """From pictures `[b, 299, 299, 3]` to the last convolutions, `[b, 8, 8, 2048]`, with the weights of a file."""
+    wanted = f"name a file of keras.applications.InceptionV3's weights ({', '.join(WEIGHTS)})"
+    if not path.is_file():
+        raise ConfigError(f"--features={path} is not there: {wanted} or the folder of a run")
+    if path.suffix not in WEIGHTS:
+        raise ConfigError(f"--features={path} is neither a folder nor Keras' weights: {wanted}")
+    whole = keras.applications.InceptionV3(weights=None)
+    network = keras.Model(whole.input, whole.get_layer("mixed10").output)
+    try:
+        with warnings.catch_warnings():
+            # Keras warns of each layer that it does not find before it raises.
+            warnings.simplefilter("ignore")
+            try:
+                network.load_weights(path)
+            except ValueError:
+                # Of HDF5 as Keras 2 wrote it the number of layers must be right.
+                whole.load_weights(path)
+    except ValueError:
+        raise ConfigError(f"--features={path} holds weights of another network: {wanted}") from None
+    except (OSError, RuntimeError, KeyError, zipfile.BadZipFile) as error:
+        raise DataProblem(
+            f"--features={path} cannot be read ({one_line(error)}): save or copy it again"
+        ) from None
+    return network
