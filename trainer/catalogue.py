@@ -37,13 +37,15 @@ def registry() -> config.Registry:
     )
     from models.bounds import ELBO, IWAE
     from models.classifier import Classifier
+    from models.decoding import Decoding
     from models.gan import GAN
     from models.grid_networks import ResidualDecoder, ResidualEncoder
     from models.image_networks import ConvolutionalDecoder, ConvolutionalEncoder
-    from models.language_model import LSTMLanguageModel
+    from models.language_model import LanguageModel
     from models.latents import StandardNormal, StochasticLayer
     from models.likelihoods import Bernoulli, Gaussian
     from models.logistic_mixture import LogisticMixture
+    from models.lstm_network import LSTMNetwork
     from models.mlp import MLPDecoder, MLPEncoder
     from models.objective import Optimizer
     from models.resnet_networks import ResNetDiscriminator, ResNetGenerator
@@ -76,16 +78,15 @@ def registry() -> config.Registry:
         TextWindows,
         TFRecords,
     )
-    for plain in (Experiment, Optimizer, *sources, *transforms):
+    for plain in (Experiment, Optimizer, ELBO, IWAE, Decoding, *sources, *transforms):
         names.register(plain)
-    for objective in (Classifier, GAN, LSTMLanguageModel, VAE, VQVAE):
+    for objective in (Classifier, GAN, LanguageModel, VAE, VQVAE):
         names.register(objective, given={"element_spec"})
     encoders = (ConvolutionalEncoder, MLPEncoder, ResidualEncoder, ResNetDiscriminator)
     decoders = (ConvolutionalDecoder, MLPDecoder, ResidualDecoder, ResNetGenerator)
     for network in (*encoders, *decoders):
         names.register(network, given={"shape", "inputs", "outputs", "noise", "name", "classes"})
-    for bound in (ELBO, IWAE):
-        names.register(bound)
+    names.register(LSTMNetwork, given={"vocabulary", "noise", "name"})
     for part in (StandardNormal, StochasticLayer, Bernoulli, Gaussian, LogisticMixture):
         names.register(part, given={"units", "shape", "noise", "name"})
     for rule in OPTIMIZERS:

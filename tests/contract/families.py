@@ -17,9 +17,10 @@ from models.bounds import ELBO, IWAE
 from models.gan import GAN
 from models.grid_networks import ResidualDecoder, ResidualEncoder
 from models.image_networks import ConvolutionalDecoder, ConvolutionalEncoder
-from models.language_model import LSTMLanguageModel
+from models.language_model import LanguageModel
 from models.latents import StochasticLayer
 from models.likelihoods import Gaussian
+from models.lstm_network import LSTMNetwork
 from models.mlp import MLPDecoder, MLPEncoder
 from models.objective import Optimizer, Phase
 from models.resnet_networks import ResNetDiscriminator, ResNetGenerator
@@ -171,10 +172,8 @@ def lstm(**fields: object) -> Experiment:
     tokens = {"train": topics.parts["train"][:3_900], "held out": topics.parts["validation"][:700]}
     corpus = Corpus(tokens, topics.tokenizer)
     objective = functools.partial(
-        LSTMLanguageModel,
-        embedding=8,
-        widths=(12, 12),
-        dropout=0.2,
+        LanguageModel,
+        network=functools.partial(LSTMNetwork, embedding=8, widths=(12, 12), dropout=0.2),
         optimizer=Optimizer(learning_rate=3e-3, clip_norm=0.3),
     )
     values = {

@@ -1,5 +1,6 @@
 """The language model: losses in closed form, dense gradients, and draws against the distribution they come from."""
 
+import dataclasses
 import functools
 
 import keras
@@ -12,18 +13,26 @@ import tensorflow as tf
 from input_pipeline.batches import Feature
 from input_pipeline.noise import Noise
 from models.categorical import draw
+from models.decoding import Decoding
 from models.embedding import embed
-from models.language_model import LSTMLanguageModel
+from models.language_model import LanguageModel
+from models.lstm_network import LSTMNetwork
 from tests.models import objective_checks as checks
 
 VOCABULARY, WINDOW, ROWS = 7, 6, 8
 SPEC = {"tokens": Feature((WINDOW + 1,), "int32", VOCABULARY)}
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, [ROWS, WINDOW + 1]).astype(np.int32)
 STEP = 0
+DECODING = {field.name for field in dataclasses.fields(Decoding)}
 
 
-def make(**changes):
-    return LSTMLanguageModel(SPEC, **{"embedding": 5, "widths": [6, 5], **changes})
+def make(spec=SPEC, **changes):
+    """A model; the changes are arguments of its network or of its decoding."""
+    of_network = {"embedding": 5, "widths": [6, 5]}
+    of_network |= {name: x for name, x in changes.items() if name not in DECODING}
+    decoding = Decoding(**{name: x for name, x in changes.items() if name in DECODING})
+    network = functools.partial(LSTMNetwork, **of_network)
+    return LanguageModel(spec, network=network, decoding=decoding)
 
 
 def build(policy="float64", **changes):
@@ -130,8 +139,7 @@ def test_loss_and_accuracy_against_numpy():
 def test_windows_with_carried_state_are_one_long_pass():
     """Of streams of 14 and 13 targets, in windows of 6; the second ends within its last."""
     spec = SPEC | {"targets": Feature((), "int32"), "begins": Feature((), "bool")}
-    make = functools.partial(LSTMLanguageModel, spec, embedding=5, widths=[6, 5])
-    model = spread(checks.build(make, "float64"))
+    model = spread(checks.build(lambda: make(spec), "float64"))
     text = np.random.default_rng(1).integers(0, VOCABULARY, [2, 19]).astype(np.int32)
     targets = np.array([14, 13])
     carried = {
@@ -179,7 +187,7 @@ def test_no_logit_sees_its_target():
 
 def test_it_learns_a_cycle():
     """Tokens that follow one another in a ring: the loss falls below that of a guess, and samples go round."""
-    model = build("float32", sample_length=WINDOW - 1, prompt=(3,), top_k=1)
+    model = build("float32", length=WINDOW - 1, prompt=(3,), top_k=1)
     ring = (TOKENS[:, :1] + np.arange(WINDOW + 1)) % VOCABULARY
     run = checks.phase_function(model, model.phases[0])
     variables, optimizer = model.phases[0].variables, keras.optimizers.Adam(0.02)
@@ -262,7 +270,7 @@ def test_the_ends_of_the_interval_stay_in_range(dtype):
 
 @pytest.mark.parametrize("top_k, temperature", [(None, 1.0), (3, 1.0), (None, 0.5)])
 def test_the_first_token_has_the_distribution_of_the_logits(top_k, temperature):
-    model = spread(build(sample_length=1, top_k=top_k, temperature=temperature, prompt=(2, 5)))
+    model = spread(build(length=1, top_k=top_k, temperature=temperature, prompt=(2, 5)))
     logits = model.network(tf.constant([[2, 5]]))[0].numpy()[0, -1] / temperature
     if top_k:
         logits[np.argsort(-logits)[top_k:]] = -np.inf
@@ -274,7 +282,7 @@ def test_the_first_token_has_the_distribution_of_the_logits(top_k, temperature):
 
 def test_a_later_token_has_the_distribution_given_those_before():
     """Fed back: the third token of those samples that began alike."""
-    model = spread(build(sample_length=3), 1.5)
+    model = spread(build(length=3), 1.5)
     samples = model.sample(noise(20_000)).numpy()
     pairs, counts = np.unique(samples[:, :2], axis=0, return_counts=True)
     pair = pairs[np.argmax(counts)]
@@ -288,7 +296,7 @@ def test_a_later_token_has_the_distribution_given_those_before():
 @pytest.mark.parametrize("changes", [{"top_k": 1}, {"temperature": 1e-6}])
 def test_the_greedy_limit(changes):
     """Against the argmax of the whole text so far, run from its beginning."""
-    model = spread(build(sample_length=8, prompt=(4, 1), **changes))
+    model = spread(build(length=8, prompt=(4, 1), **changes))
     text = [4, 1]
     for _ in range(8):
         text.append(int(np.argmax(model.network(tf.constant([text]))[0][0, -1])))
@@ -297,7 +305,7 @@ def test_the_greedy_limit(changes):
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_a_sample_depends_on_its_row_alone(jit):
-    model = spread(build(sample_length=12))
+    model = spread(build(length=12))
 
     def samples(rows, first):
         return tf.function(lambda: model.sample(noise(rows, first)), jit_compile=jit)().numpy()
@@ -311,7 +319,7 @@ def test_a_sample_depends_on_its_row_alone(jit):
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_samples_in_other_precisions(policy):
-    model = build(policy, sample_length=5)
+    model = build(policy, length=5)
     samples = model.sample(Noise(0, "sample", rows=4)).numpy()
     assert samples.shape == (4, 5) and samples.min() >= 0 and samples.max() < VOCABULARY
 
@@ -323,16 +331,16 @@ def test_samples_in_other_precisions(policy):
         ({"widths": [3, 0]}, "each at least 1 wide"),
         ({"tied": True, "widths": [5, 6]}, "the last of widths, 6"),
         ({"prompt": ()}, "prompt is"),
-        ({"prompt": (7,)}, "tokens from 0 to 6"),
+        ({"prompt": (7,)}, "tokens go from 0 to 6"),
         ({"top_k": 0}, "top_k is 0"),
-        ({"top_k": 8}, "from 1 to 7"),
+        ({"top_k": 8}, "at most 7"),
         ({"temperature": 0.0}, "temperature is 0.0"),
-        ({"sample_length": 0}, "sample_length 0"),
+        ({"length": 0}, "length 0"),
     ],
 )
 def test_wrong_arguments(changes, message):
     with pytest.raises(ValueError, match=message):
-        make(**changes)
+        build(**changes)
 
 
 @pytest.mark.parametrize(
@@ -345,4 +353,4 @@ def test_wrong_arguments(changes, message):
 )
 def test_data_without_token_windows(spec):
     with pytest.raises(ValueError, match='needs a feature "tokens"'):
-        LSTMLanguageModel(spec)
+        LanguageModel(spec)

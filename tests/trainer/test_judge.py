@@ -201,7 +201,7 @@ def test_what_cannot_be_compared_is_one_line(runs, capsys, tmp_path):
     train = f"train lstm/pydoc --workdir={tmp_path}/text --features={runs}/classifier"
     assert lockstep(train) == 78
     assert capsys.readouterr().err == (
-        "lockstep: LSTMLanguageModel draws no pictures, which --features compares: leave it out\n"
+        "lockstep: LanguageModel draws no pictures, which --features compares: leave it out\n"
     )
     assert not (tmp_path / "text/metrics.jsonl").exists()
     assert lockstep(f"evaluate --workdir={runs}/vae --features={tmp_path}/none") == 78

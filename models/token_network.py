@@ -1,0 +1,50 @@
+"""What a language model asks of its network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import keras
+import tensorflow as tf
+
+from models.objective import Noise
+
+
+class TokenNetwork(Protocol):
+    """A Keras layer that says of each token of a text which the next one is.
+
+    Its state is what it knows of the tokens so far, by name.
+    """
+
+    name: str
+    trainable_variables: Sequence[keras.Variable]
+    carry: Mapping[str, Sequence[int]]
+    """Shapes for one text of the states that can be carried along streams, in the variable dtype; empty if there are none."""
+
+    def start(self, rows: int, length: int) -> dict[str, tf.Tensor]:
+        """The state of so many texts before their first tokens, with room for `length` tokens of each."""
+
+    def __call__(
+        self,
+        tokens: tf.Tensor,
+        state: Mapping[str, tf.Tensor] | None = None,
+        *,
+        noise: Noise | None = None,
+        training: bool = False,
+    ) -> tuple[Any, Any]:
+        """Logits of each next token.
+
+        Args:
+          tokens: int32 `[b, time]`.
+          state: before the first token; None for the start, of texts that end with these tokens.
+          noise: b rows, for dropout.
+          training: whether to drop.
+
+        Returns:
+          Logits `[b, time, vocabulary]` in the compute dtype, and the state after the last token, by name.
+        """
+
+
+TokenNetworkFactory = Callable[..., Any]
+"""`factory(vocabulary, noise=…, name=…)` makes a `TokenNetwork`."""
