@@ -19,13 +19,17 @@ LOW_PRECISION = ("float16", "bfloat16")
 
 
 class Dropout(keras.layers.Layer):
-    """Inverted dropout (Srivastava et al. 2014): zero with probability `rate`, else divided by 1 - rate."""
+    """Inverted dropout (Srivastava et al. 2014): zero with probability `rate`, else divided by 1 - rate.
 
-    def __init__(self, rate: float, name: str):
+    With `same_in_time` the first axis after the batch, time, has one mask (variational dropout; Gal & Ghahramani 2016).
+    """
+
+    def __init__(self, rate: float, name: str, same_in_time: bool = False):
         super().__init__(name=name)
         if not 0 <= rate < 1:
             raise ValueError(f"the dropout rate is {rate}: it must be at least 0 and below 1")
         self.rate = rate
+        self.same_in_time = same_in_time
 
     def call(
         self, x: tf.Tensor, *, noise: Noise | None = None, training: bool = False
@@ -36,7 +40,8 @@ class Dropout(keras.layers.Layer):
         if noise is None:
             raise ValueError(f'"{self.path}" drops at rate {self.rate}: give it noise to train')
         # Compared before any cast: a uniform number rounded to bfloat16 would shift the rate.
-        keep = noise.uniform(x.shape[1:]) >= self.rate
+        shape = [1, *x.shape[2:]] if self.same_in_time else x.shape[1:]
+        keep = noise.uniform(shape) >= self.rate
         return tf.where(keep, x / (1 - self.rate), tf.zeros_like(x))
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:

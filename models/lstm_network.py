@@ -15,7 +15,7 @@ from models.objective import Noise
 
 
 class LSTMNetwork(keras.layers.Layer):
-    """Embedding, LSTM layers, logits of the next token; dropout on all that is not recurrent (Zaremba et al. 2014).
+    """Embedding, LSTM layers, logits of the next token.
 
     Implements `models.language_model.TokenNetwork`.
 
@@ -25,7 +25,12 @@ class LSTMNetwork(keras.layers.Layer):
       name: of the network.
       embedding: width of a token's vector.
       widths: of the LSTM layers, from below.
-      dropout: rate, on the inputs of each LSTM layer and of the logits.
+      dropout: rate, on the inputs of each LSTM layer and of the logits (Zaremba et al. 2014).
+      variational: whether it has one mask for all times of a window (Gal & Ghahramani 2016).
+      recurrent_dropout: rate on h within each layer, with one mask for all times of a window.
+      initial_range: all matrices start uniform in ± it; None for ±1/√units of LSTM layers and logits, and normal vectors
+        of variance 1, if tied 1 / embedding.
+      forget_bias: of the LSTM layers at the start.
       tied: whether the logits' weights are the embedding's (Press & Wolf 2017); the last width is then `embedding`.
 
     Raises:
@@ -41,6 +46,10 @@ class LSTMNetwork(keras.layers.Layer):
         embedding: int = 128,
         widths: Sequence[int] = (256, 256),
         dropout: float = 0.0,
+        variational: bool = False,
+        recurrent_dropout: float = 0.0,
+        initial_range: float | None = None,
+        forget_bias: float = 1.0,
         tied: bool = False,
     ):
         super().__init__(name=name, autocast=False)  # As in LSTM, because of its state.
@@ -56,19 +65,28 @@ class LSTMNetwork(keras.layers.Layer):
         self.embedding = embedding
         self.tied = tied
         self.noise = noise
-        self.layers = [LSTM(n, noise(f"lstm_{i}"), f"lstm_{i}") for i, n in enumerate(widths)]
+        self.initial_range = initial_range
+        self.layers = [
+            LSTM(n, noise(f"lstm_{i}"), f"lstm_{i}", initial_range, forget_bias)
+            for i, n in enumerate(widths)
+        ]
         self.carry = {name: (layer.units,) for layer in self.layers for name in _names(layer)}
-        self.dropouts = [Dropout(dropout, f"dropout_{i}") for i in range(len(widths) + 1)]
+        self.dropouts = [
+            Dropout(dropout, f"dropout_{i}", variational) for i in range(len(widths) + 1)
+        ]
+        self.recurrent_dropout = Dropout(recurrent_dropout, "recurrent_dropout")
         self.build()
 
     def build(self, input_shape: Sequence[int | None] | None = None) -> None:
         # Vectors of variance 1 make Adam's first steps count: 187 of them on pydoc reach 1.61 nats, from variance 1/128
         # it takes 290 to reach 1.92. As weights of the logits they would be too large.
-        stddev = self.embedding**-0.5 if self.tied else 1.0
+        stddev, noise = self.embedding**-0.5 if self.tied else 1.0, self.noise("embedding")
         self.table = self.add_weight(
             name="embedding",
             shape=(self.vocabulary, self.embedding),
-            initializer=Normal(self.noise("embedding"), stddev),
+            initializer=Uniform(noise, self.initial_range)
+            if self.initial_range
+            else Normal(noise, stddev),
         )
         width = self.embedding
         for layer in self.layers:
@@ -78,7 +96,7 @@ class LSTMNetwork(keras.layers.Layer):
             self.kernel = self.add_weight(
                 name="kernel",
                 shape=(width, self.vocabulary),
-                initializer=Uniform(self.noise("kernel"), width**-0.5),
+                initializer=Uniform(self.noise("kernel"), self.initial_range or width**-0.5),
             )
         self.bias = self.add_weight(name="bias", shape=(self.vocabulary,), initializer="zeros")
 
@@ -101,13 +119,23 @@ class LSTMNetwork(keras.layers.Layer):
         for i, layer in enumerate(self.layers):
             names = _names(layer)
             before = None if state is None else (state[names[0]], state[names[1]])
-            x, new = layer(self._drop(i, x, noise, training), before)
+            mask = self._recurrent_mask(layer, tokens.shape[0], noise, training)
+            x, new = layer(self._drop(i, x, noise, training), before, mask)
             after |= dict(zip(names, new, strict=True))
         x = self._drop(len(self.layers), x, noise, training)
         rows = tf.reshape(x, [-1, x.shape[-1]])
         kernel = tf.cast(self.table if self.tied else self.kernel, x.dtype)
         logits = tf.matmul(rows, kernel, transpose_b=self.tied) + tf.cast(self.bias, x.dtype)
         return tf.reshape(logits, [-1, x.shape[1], self.vocabulary]), after
+
+    def _recurrent_mask(
+        self, layer: LSTM, rows: int, noise: Noise | None, training: bool
+    ) -> tf.Tensor | None:
+        if not training or self.recurrent_dropout.rate == 0:
+            return None
+        ones = tf.ones([rows, layer.units], self.variable_dtype)
+        child = noise(f"{layer.name}_recurrent") if noise is not None else None
+        return self.recurrent_dropout(ones, noise=child, training=True)
 
     def _drop(self, i: int, x: tf.Tensor, noise: Noise | None, training: bool) -> tf.Tensor:
         child = noise(f"dropout_{i}") if noise is not None else None

@@ -164,7 +164,7 @@ def vq_vae(**fields: object) -> Experiment:
 
 
 def lstm(**fields: object) -> Experiment:
-    """Two LSTM layers with dropout and clipping, whose state is carried along streams of text.
+    """Two LSTM layers with every dropout and clipping, whose state is carried along streams of text.
 
     A pass ends after 21 windows, in which not all streams have as many tokens; 6 held-out streams are no multiple of 4 replicas.
     """
@@ -173,7 +173,9 @@ def lstm(**fields: object) -> Experiment:
     corpus = Corpus(tokens, topics.tokenizer)
     objective = functools.partial(
         LanguageModel,
-        network=functools.partial(LSTMNetwork, embedding=8, widths=(12, 12), dropout=0.2),
+        network=functools.partial(
+            LSTMNetwork, embedding=8, widths=(12, 12), dropout=0.2, recurrent_dropout=0.1
+        ),
         optimizer=Optimizer(learning_rate=3e-3, clip_norm=0.3),
     )
     values = {

@@ -103,6 +103,31 @@ def test_dropout_draws_once_a_layer_and_step():
     assert drawn.drawn == {f"noise/network/dropout_{i}" for i in range(3)}
 
 
+def test_recurrent_dropout_draws_once_a_layer_and_not_in_evaluation():
+    model = spread(build(recurrent_dropout=0.5))
+    drawn = noise()
+    loss, _ = model.loss(batch(), drawn, STEP)
+    assert drawn.drawn == {f"noise/network/lstm_{i}_recurrent" for i in range(2)}
+    # The first token has no h before it, so its share of the loss does not change.
+    dropped = model._predict(batch(), noise(), training=True)[0].numpy()
+    plain = model.evaluate(batch(), noise(), STEP)["nats"].numpy()
+    np.testing.assert_allclose(dropped[:, 0], plain[:, 0], rtol=1e-12)
+    assert np.all(np.abs(dropped[:, -1] - plain[:, -1]) > 1e-6)
+    np.testing.assert_allclose(loss, dropped.mean(1), rtol=1e-12)
+
+
+def test_initial_weights():
+    """Zaremba et al. (2014): all matrices uniform in a range, the forget gate's bias as given."""
+    network = build(initial_range=0.1, forget_bias=0.0).network
+    matrices = [v.numpy() for v in network.trainable_variables if len(v.shape) == 2]
+    assert len(matrices) == 6
+    for matrix in matrices:
+        assert 0.07 < np.abs(matrix).max() < 0.1 and abs(matrix.mean()) < 0.03
+    for layer in network.layers:
+        np.testing.assert_array_equal(layer.bias, np.zeros_like(layer.bias))
+    np.testing.assert_array_equal(build().network.layers[0].bias[6:12], np.ones(6))
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_uniform_model_loses_the_logarithm_of_the_vocabulary(tied):
     model = build(tied=tied)

@@ -21,6 +21,15 @@ def test_dropout_keeps_its_share_scales_it_and_follows_the_noise():
     np.testing.assert_array_equal(half.numpy(), y[32:])
 
 
+def test_dropout_that_is_the_same_in_time():
+    layer = Dropout(0.5, "dropout", same_in_time=True)
+    dropped = layer(tf.ones([3, 7, 40]), noise=Noise(1, "n", rows=3), training=True).numpy()
+    np.testing.assert_array_equal(dropped, np.tile(dropped[:, :1], [1, 7, 1]))
+    assert set(np.unique(dropped)) == {0.0, 2.0}
+    assert 20 < np.sum(dropped[:, 0] == 0) < 100  # Of 120.
+    assert np.any(dropped[0] != dropped[1])
+
+
 def test_dropout_is_the_identity_at_rate_0_and_out_of_training():
     x = tf.ones((2, 3))
     assert np.all(Dropout(0.0, "dropout")(x, training=True) == 1)

@@ -31,13 +31,13 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def reference(x, h, c, kernel, recurrent_kernel, bias):
+def reference(x, h, c, kernel, recurrent_kernel, bias, mask=1.0):
     """A step at a time and a gate at a time; outputs, h and c."""
     units, outputs = h.shape[1], []
     gate = [slice(n * units, (n + 1) * units) for n in range(4)]
     for t in range(x.shape[1]):
         i, f, g, o = (
-            x[:, t] @ kernel[:, columns] + h @ recurrent_kernel[:, columns] + bias[columns]
+            x[:, t] @ kernel[:, columns] + (h * mask) @ recurrent_kernel[:, columns] + bias[columns]
             for columns in gate
         )
         c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
@@ -50,14 +50,14 @@ def weights(layer):
     return [v.value for v in (layer.kernel, layer.recurrent_kernel, layer.bias)]
 
 
-def run(layer, x, state, jit=False, scales=WEIGHTS):
+def run(layer, x, state, jit=False, scales=WEIGHTS, mask=None):
     """Outputs, h, c, and the gradients of x, h, c and the weights."""
 
     @tf.function(jit_compile=jit)
     def call(x, h, c):
         with tf.GradientTape() as tape:
             tape.watch([x, h, c])
-            outputs, state = layer(x, (h, c))
+            outputs, state = layer(x, (h, c), mask)
             loss = sum(
                 tf.reduce_sum(tf.cast(y, h.dtype) * tf.cast(w, h.dtype))
                 for y, w in zip([outputs, *state], scales, strict=True)
@@ -67,11 +67,12 @@ def run(layer, x, state, jit=False, scales=WEIGHTS):
     return call(tf.constant(x), *map(tf.constant, state))
 
 
-def finite_differences(arguments):
+def finite_differences(arguments, mask=1.0):
     """Central differences of the loss in each element of each argument, by the NumPy reference."""
 
     def loss():
-        return sum(np.sum(y * w) for y, w in zip(reference(*arguments), WEIGHTS, strict=True))
+        found = reference(*arguments, mask)
+        return sum(np.sum(y * w) for y, w in zip(found, WEIGHTS, strict=True))
 
     gradients = []
     for argument in arguments:
@@ -95,6 +96,17 @@ def test_values_and_gradients_against_numpy(jit):
     for value, expected in zip(outputs, reference(*arguments), strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-14)
     for value, expected in zip(gradients, finite_differences(arguments), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_recurrent_mask_against_numpy(jit):
+    layer, mask = make(), 2.0 * RNG.integers(0, 2, [BATCH, UNITS])
+    outputs, gradients = run(layer, X, (H, C), jit, mask=tf.constant(mask))
+    arguments = [np.array(a) for a in (X, H, C, *weights(layer))]
+    for value, expected in zip(outputs, reference(*arguments, mask), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-14)
+    for value, expected in zip(gradients, finite_differences(arguments, mask), strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-8)
 
 
