@@ -236,7 +236,7 @@ class EncodedPictures:
             try:
                 found = _decoded(tf.constant(data)).numpy()
             except tf.errors.InvalidArgumentError:
-                pass
+                pass  # Pillow reads more than TensorFlow does, and says what is wrong with the rest.
             else:
                 if found.shape == self.shape:
                     return found

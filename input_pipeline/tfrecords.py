@@ -15,6 +15,7 @@ import google_crc32c
 import numpy as np
 import tensorflow as tf
 
+from input_pipeline.arrays import numpy_rows
 from input_pipeline.batches import DataError, ElementSpec, Feature
 from input_pipeline.decoding import BadRecord, EncodedPictures, Form, Size
 from input_pipeline.images import pictures
@@ -99,10 +100,10 @@ class TFRecords:
         if self._pictures is not None:
             images, ids = self._pictures.read(ids)
         else:
-            images = _rows(self._bytes, ids, tf.uint8, self._shape)
+            images = numpy_rows(self._bytes, ids, tf.uint8, self._shape)
         batch = {"image": tf.cast(images, tf.float32) / 255}
         if self._label is not None:
-            batch["label"] = _rows(self._labels, ids, tf.int32, ())
+            batch["label"] = numpy_rows(self._labels, ids, tf.int32, ())
         return batch
 
     def decode(self, samples: Any) -> np.ndarray:
@@ -114,7 +115,7 @@ class TFRecords:
             return np.array([self._record(at) for at in ids], object)
 
         wanted = {self._image: tf.io.FixedLenFeature([], tf.string)}
-        return tf.io.parse_example(_rows(records, ids, tf.string, ()), wanted)[self._image]
+        return tf.io.parse_example(numpy_rows(records, ids, tf.string, ()), wanted)[self._image]
 
     def _encoded(self, at: int) -> tuple[str, bytes]:
         """The name and the file of a picture."""
@@ -224,8 +225,3 @@ def masked_crc32c(data: bytes) -> int:
     """The CRC-32C of some bytes, rotated and moved as TFRecord files have it."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def _rows(function: Any, ids: tf.Tensor, dtype: tf.DType, shape: tuple[int, ...]) -> tf.Tensor:
-    rows = tf.numpy_function(function, [ids], dtype, stateful=False)
-    return tf.ensure_shape(rows, (*ids.shape, *shape))
