@@ -165,7 +165,7 @@ class Examples:
 
     def _fetch(self, ids: tf.Tensor) -> tf.Tensor:
         def records(ids: np.ndarray) -> np.ndarray:
-            return np.array([self._records[at] for at in ids], object)
+            return np.array(self._records.several(ids.tolist()), object)
 
         key = self._fields.image
         wanted = {key: tf.io.FixedLenFeature([], tf.string)}
@@ -179,13 +179,15 @@ class Examples:
     def _pixels(self, ids: np.ndarray) -> np.ndarray:
         """Pictures that are bytes, uint8 `[n, *shape]`."""
         try:
+            records = zip(ids, self._records.several(ids.tolist()), strict=True)
             return np.stack(
-                [self._fields.pixels(self._records.name(at), self._records[at]) for at in ids]
+                [self._fields.pixels(self._records.name(at), record) for at, record in records]
             )
         except BadRecord as error:
             raise DataError(str(error)) from None
 
     def _labels(self, ids: np.ndarray) -> np.ndarray:
-        for at in ids[self._known_labels[ids] < 0]:
-            self._known_labels[at] = self._fields.number(self._records.name(at), self._records[at])
+        new = ids[self._known_labels[ids] < 0]
+        for at, record in zip(new, self._records.several(new.tolist()), strict=True):
+            self._known_labels[at] = self._fields.number(self._records.name(at), record)
         return self._known_labels[ids]

@@ -31,6 +31,9 @@ class Records(Protocol):
     def __getitem__(self, at: int) -> bytes:
         """The data of a record; raises BadRecord."""
 
+    def several(self, ids: Sequence[int]) -> list[bytes]:
+        """The data of some records; raises BadRecord."""
+
 
 class TFRecordFiles:
     """The records of files, which are mapped into memory; where each record begins is found once.
@@ -72,6 +75,10 @@ class TFRecordFiles:
                 )
             self._checked[at] = True
         return data
+
+    def several(self, ids: Sequence[int]) -> list[bytes]:
+        """The data of some records; raises BadRecord."""
+        return [self[at] for at in ids]
 
     def _place(self, at: int) -> tuple[int, int]:
         shard = bisect.bisect_right(self._firsts, at) - 1

@@ -102,7 +102,7 @@ class StreamedTFRecords:
         """
         if len(self._paths) < workers:
             raise DataError(
-                f"{self._files} names {len(self._paths)} shards, and each of {workers} workers needs one of its own: write "
+                f"{self._files} names {len(self._paths)} shard{'s' * (len(self._paths) > 1)}, and each of {workers} workers needs one of its own: write "
                 "more shards, or train on fewer workers"
             )
         # Position p of the endless sequence of passes is that of worker p modulo workers.

@@ -175,6 +175,19 @@ class _Parts:
         whole, number = self._place(at)
         return whole[number]
 
+    def several(self, ids: Sequence[int]) -> list[bytes]:
+        # Of each whole at once.
+        wanted: dict[Records, list[tuple[int, int]]] = {}
+        for row, at in enumerate(ids):
+            whole, number = self._place(at)
+            wanted.setdefault(whole, []).append((row, number))
+        found = [b""] * len(ids)
+        for whole, places in wanted.items():
+            records = whole.several([number for _, number in places])
+            for (row, _), record in zip(places, records, strict=True):
+                found[row] = record
+        return found
+
     def _place(self, at: int) -> tuple[Records, int]:
         part = bisect.bisect_right(self._firsts, at) - 1
         return self._wholes[part], self._ranges[part][int(at) - self._firsts[part]]
@@ -209,3 +222,10 @@ class _ArrayRecordFile:
             raise BadRecord(
                 f"{self.name(at)} cannot be read ({_first_line(error)}): prepare the set again"
             ) from None
+
+    def several(self, ids: Sequence[int]) -> list[bytes]:
+        # A tenth of the time that they take one by one.
+        try:
+            return self._reader.read(list(ids))
+        except RuntimeError:
+            return [self[at] for at in ids]  # Which says which of them it is.
