@@ -1,9 +1,10 @@
-"""Examples held in host memory, read by one gather a feature."""
+"""Examples in arrays: held in memory and read by one gather a feature, or made by a function of NumPy."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -33,3 +34,11 @@ class Arrays:
     def _tensors(self) -> dict[str, tf.Tensor]:
         with tf.init_scope(), tf.device("CPU:0"):
             return {name: tf.constant(array) for name, array in self.arrays.items()}
+
+
+def numpy_rows(
+    function: Callable[[Any], np.ndarray], ids: tf.Tensor, dtype: tf.DType, shape: tuple[int, ...]
+) -> tf.Tensor:
+    """What a function of NumPy makes of `ids` (`[n]`), `[n, *shape]`, also in a graph: it is called in tf.data's threads."""
+    rows = tf.numpy_function(function, [ids], dtype, stateful=False)
+    return tf.ensure_shape(rows, (*ids.shape, *shape))

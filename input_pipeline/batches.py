@@ -1,14 +1,14 @@
 """Which examples each replica gets at which step, and their bytes, as tf.data datasets.
 
 The position of an example is a pure function of the step, so there is no state to save: a run that goes on at step s
-asks for the data from step s.
+asks for the data from step s. An `Unindexed` source is the exception: which example has a position is up to it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import tensorflow as tf
 
@@ -54,6 +54,28 @@ class Source(Protocol):
         """What a person reads: uint8 pictures `[n, height, width, 1 or 3]`, or a list of n texts."""
 
 
+@runtime_checkable
+class Unindexed(Protocol):
+    """A source of examples without numbers, in an order of their own: others come after a restart and on another layout."""
+
+    @property
+    def element_spec(self) -> ElementSpec:
+        """The features of an example."""
+
+    @property
+    def inexact(self) -> str:
+        """Why a training is not exact, for people."""
+
+    def records(self, worker: int, workers: int, seed: int, step: int) -> tf.data.Dataset:
+        """What worker `worker` of `workers` reads from a step on, without end: of each example a structure of scalars."""
+
+    def read(self, records: Any) -> dict[str, tf.Tensor]:
+        """The examples of `[n]` of these: name -> `[n, *shape]`. Traced as `Source.read` is."""
+
+    def decode(self, samples: Any) -> Any:
+        """As that of `Source`."""
+
+
 class Streamed(Protocol):
     """A source whose examples continue each other: id window · streams + i is the part of that number of stream i.
 
@@ -65,7 +87,7 @@ class Streamed(Protocol):
         """How many there are; it divides the number of examples, and is the global batch of a training."""
 
 
-def streams_of(source: Source | None) -> int:
+def streams_of(source: Source | Unindexed | None) -> int:
     """How many streams a source has, 0 if its examples do not continue each other."""
     return getattr(source, "streams", 0)
 
@@ -94,7 +116,7 @@ class Batches:
     """Source, order, transforms and a global batch size, as the datasets of one worker.
 
     Attributes:
-      source: what is read.
+      source: what is read. An `Unindexed` one decides which examples come; everything else is as it is of a `Source`.
       global_batch: examples an update, over all replicas.
       seed: of the order and of the transforms' noise.
       transforms: applied to training examples in this order.
@@ -102,7 +124,7 @@ class Batches:
       validation: held-out examples, or None.
     """
 
-    source: Source
+    source: Source | Unindexed
     global_batch: int
     seed: int = 0
     transforms: Sequence[Transform] = ()
@@ -110,7 +132,7 @@ class Batches:
     validation_transforms: Sequence[Transform] = ()
 
     def __post_init__(self) -> None:
-        if len(self.source) == 0:
+        if self.examples == 0:
             raise DataError(
                 "the source of training examples is empty: give one with at least one example"
             )
@@ -131,11 +153,22 @@ class Batches:
             spec = transform.element_spec(spec)
         return spec
 
+    @property
+    def examples(self) -> int | None:
+        """How many training examples there are; None of an unindexed source, which does not know."""
+        return None if isinstance(self.source, Unindexed) else len(self.source)
+
+    @property
+    def inexact(self) -> str | None:
+        """Why the examples depend on the layout and on restarts, for people; None if they do not."""
+        return self.source.inexact if isinstance(self.source, Unindexed) else None
+
     def ids(self, positions: tf.Tensor) -> tf.Tensor:
         """Ids of the examples at these positions of the training, int64 `[n]`."""
+        assert self.examples is not None
         if streams_of(self.source):
-            return positions % len(self.source)
-        return shuffled_ids(positions, len(self.source), self.seed)
+            return positions % self.examples
+        return shuffled_ids(positions, self.examples, self.seed)
 
     def training(self, worker: Slice, *, step: int = 0, updates: int = 1) -> tf.data.Dataset:
         """The worker's examples from `step` on, without end.
@@ -150,19 +183,30 @@ class Batches:
           `[updates, global_batch / replicas, …]`.
         """
         local = self.global_batch // worker.replicas
+        # Without end, which tf.distribute sees: it would ask each worker before each step whether its data go on.
+        indices = tf.data.Dataset.counter(step * worker.count)
+        if isinstance(self.source, Unindexed):
+            number, workers = worker.first // worker.count, worker.replicas // worker.count
+            records = self.source.records(number, workers, self.seed, step)
+            indices = tf.data.Dataset.zip(
+                indices, records.batch(updates * local, drop_remainder=True)
+            )
 
-        def read(index: tf.Tensor) -> dict[str, tf.Tensor]:
+        def read(index: tf.Tensor, records: Any = None) -> dict[str, tf.Tensor]:
             at_step, replica = index // worker.count, worker.first + index % worker.count
             parts = []
             for update in range(updates):
                 first = (at_step * updates + update) * self.global_batch + replica * local
-                batch = self.source.read(self.ids(first + tf.range(local, dtype=tf.int64)))
+                if records is None:
+                    of_update = self.ids(first + tf.range(local, dtype=tf.int64))
+                else:
+                    rows = slice(update * local, (update + 1) * local)
+                    of_update = tf.nest.map_structure(lambda x, rows=rows: x[rows], records)
+                batch = self.source.read(of_update)
                 noise = Noise(self.seed, "transform", rows=local, first=first)
                 parts.append(_apply(self.transforms, batch, noise))
             return tf.nest.map_structure(lambda *part: tf.stack(part), *parts)
 
-        # Without end, which tf.distribute sees: it would ask each worker before each step whether its data go on.
-        indices = tf.data.Dataset.counter(step * worker.count)
         return _pipeline(indices, read, worker)
 
     def evaluation(self, worker: Slice, *, batch: int) -> tf.data.Dataset:

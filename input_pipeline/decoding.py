@@ -137,6 +137,71 @@ class Form:
         return image.convert(MODES[self.channels or (1 if grey else 3)])
 
 
+class Decoder:
+    """Decodes pictures of one shape, that of the first.
+
+    Args:
+      form: that all are brought to.
+      name: of the first, for messages.
+      data: its bytes.
+
+    Raises:
+      BadRecord: if the first cannot be read.
+    """
+
+    def __init__(self, form: Form, name: str, data: bytes) -> None:
+        # Without TensorFlow, whose devices may not be set up yet.
+        self.shape: tuple[int, ...] = form.decode(name, data).shape
+        self.native = form.native(data)
+        self._form = form
+
+    def one(self, name: str, data: bytes) -> np.ndarray:
+        """A picture, uint8 `shape`.
+
+        Raises:
+          BadRecord: if it cannot be read.
+          DataError: if it has another shape.
+        """
+        if self.native:
+            try:
+                found = _decoded(tf.constant(data)).numpy()
+            except tf.errors.InvalidArgumentError:
+                pass  # Pillow reads more than TensorFlow does, and says what is wrong with the rest.
+            else:
+                if found.shape == self.shape:
+                    return found
+        found = self._form.decode(name, data)
+        self._form.check(name, found.shape, self.shape)
+        return found
+
+    def several(
+        self, items: tf.Tensor, fetch: Callable[[tf.Tensor], tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Pictures, uint8 `[n, *shape]`, by TensorFlow alone, which must be `native`.
+
+        Args:
+          items: `[n]`.
+          fetch: the bytes of some items, strings `[k]`; may fail.
+
+        Returns:
+          The pictures, and whether all could be read and have the shape; else some are missing.
+        """
+        chunk = _divisor(items.shape[0])
+        chunks = tf.size(items, tf.int64) // chunk
+
+        def decode(items: tf.Tensor) -> tuple[tf.Tensor, bool]:
+            encoded = tf.unstack(fetch(items), num=chunk)
+            return tf.stack([tf.ensure_shape(_decoded(one), self.shape) for one in encoded]), True
+
+        # A dataset is what can catch an error inside of a graph.
+        missing = (tf.zeros([chunk, *self.shape], tf.uint8), False)
+        data = tf.data.Dataset.from_tensor_slices(tf.reshape(items, [-1, chunk]))
+        data = data.map(tf.autograph.experimental.do_not_convert(decode)).ignore_errors()
+        data = data.concatenate(tf.data.Dataset.from_tensors(missing).repeat())
+        pictures, there = data.take(chunks).batch(chunks).get_single_element()
+        return tf.reshape(pictures, [-1, *self.shape]), tf.reduce_all(there)
+
+
 class EncodedPictures:
     """Pictures by id, wherever their bytes are.
 
@@ -176,40 +241,22 @@ class EncodedPictures:
         self._skips, self._budget = on_bad_record == "skip", bad_budget
         self._bad: dict[int, str] = {}
         self._lock = threading.Lock()
-        # Without TensorFlow, whose devices may not be set up yet.
-        self._native = False
-        self.shape: tuple[int, ...] = ()
-        first, at = self._readable(0)
-        self.shape = first.shape
-        self._native = form.native(load(at)[1])
+        self._decoder: Decoder | None = None
+        _, at = self._readable(0)
+        self._decoder = Decoder(form, *load(at))
+        self.shape = self._decoder.shape
 
     def read(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Pictures, uint8 `[n, *shape]`, and the ids of those that were read, for `ids` (int64 `[n]`)."""
-        if self._native:
-            pictures, complete = self._by_tensorflow(ids)
+        assert self._decoder is not None
+        if self._decoder.native:
+            pictures, complete = self._decoder.several(ids, self._fetch)
             found = tf.cond(complete, lambda: (pictures, ids), lambda: self._one_by_one(ids))
         else:
             found = self._one_by_one(ids)
         return tf.ensure_shape(found[0], (*ids.shape, *self.shape)), tf.ensure_shape(
             found[1], ids.shape
         )
-
-    def _by_tensorflow(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Pictures, and whether all could be read and have the shape; else some are missing."""
-        chunk = _divisor(ids.shape[0])
-        chunks = tf.size(ids, tf.int64) // chunk
-
-        def decode(ids: tf.Tensor) -> tuple[tf.Tensor, bool]:
-            encoded = tf.unstack(self._fetch(ids), num=chunk)
-            return tf.stack([tf.ensure_shape(_decoded(one), self.shape) for one in encoded]), True
-
-        # A dataset is what can catch an error inside of a graph.
-        missing = (tf.zeros([chunk, *self.shape], tf.uint8), False)
-        data = tf.data.Dataset.from_tensor_slices(tf.reshape(ids, [-1, chunk]))
-        data = data.map(tf.autograph.experimental.do_not_convert(decode)).ignore_errors()
-        data = data.concatenate(tf.data.Dataset.from_tensors(missing).repeat())
-        pictures, there = data.take(chunks).batch(chunks).get_single_element()
-        return tf.reshape(pictures, [-1, *self.shape]), tf.reduce_all(there)
 
     def _one_by_one(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         def read(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -232,17 +279,9 @@ class EncodedPictures:
 
     def _picture(self, at: int) -> np.ndarray:
         name, data = self._load(at)
-        if self._native:
-            try:
-                found = _decoded(tf.constant(data)).numpy()
-            except tf.errors.InvalidArgumentError:
-                pass
-            else:
-                if found.shape == self.shape:
-                    return found
-        found = self._form.decode(name, data)
-        self._form.check(name, found.shape, self.shape or found.shape)
-        return found
+        if self._decoder is None:
+            return self._form.decode(name, data)
+        return self._decoder.one(name, data)
 
     def _count_bad(self, at: int, message: str) -> None:
         with self._lock:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from input_pipeline.arrays import numpy_rows
 from input_pipeline.batches import DataError, ElementSpec, Feature
 from input_pipeline.images import pictures
 
@@ -201,5 +202,4 @@ def _memory_bytes() -> int:
 
 def _rows(array: np.ndarray, ids: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     # take lets other threads run, indexing does not.
-    rows = tf.numpy_function(lambda ids: array.take(ids, axis=0), [ids], dtype, stateful=False)
-    return tf.ensure_shape(rows, (*ids.shape, *array.shape[1:]))
+    return numpy_rows(lambda ids: array.take(ids, axis=0), ids, dtype, array.shape[1:])

@@ -30,6 +30,7 @@ SRC is one of
   a folder with the four files of MNIST or a set of its form (--part)
   an idx file, compressed or not (--labels)
   a NumPy array, file.npy or file.npz:name (--labels)
+  a folder of TensorFlow Datasets, such as ~/tensorflow_datasets/mnist/3.0.1 (--split, --image_feature, --label_feature)
   TFRecord files of tf.train.Example, 'folder/train-*' in quotes (--image_feature, --label_feature, --classes)
 
 DST holds images.npy, labels.npy and index.json, the same bytes each time. It is written as .DST.partial and renamed when
@@ -79,10 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     images.add_argument("--labels", metavar="SRC", help="idx file or array of the labels")
     images.add_argument("--part", choices=("train", "test"), help="of MNIST's (default: train)")
+    images.add_argument("--split", help="of TensorFlow Datasets (default: train)")
     images.add_argument(
-        "--image_feature", metavar="KEY", help="of JPEG or PNG (default: image/encoded)"
+        "--image_feature", metavar="KEY", help="of JPEG or PNG (default: image/encoded, or image)"
     )
-    images.add_argument("--label_feature", metavar="KEY", help="of integers (default: no labels)")
+    images.add_argument(
+        "--label_feature", metavar="KEY", help="of integers (default: no labels, or label)"
+    )
     images.add_argument("--classes", type=int, metavar="N", help="how many --label_feature has")
     verify = commands.add_parser(
         "verify",
@@ -114,11 +118,23 @@ def _source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
     """The source that the command line names, and its files."""
     from input_pipeline.image_folder import ImageFolder
     from input_pipeline.images import idx_images, mnist, numpy_images
+    from input_pipeline.tensorflow_dataset import TensorFlowDataset
     from input_pipeline.tfrecords import TFRecords
 
     path = pathlib.Path(line.source)
-    known = ("size", "channels", "labels", "part", "image_feature", "label_feature", "classes")
+    known = "size channels labels part split image_feature label_feature classes".split()
     given = {name for name in known if getattr(line, name)}
+    if (path / "features.json").is_file():
+        _refuse(given & {"labels", "part", "classes"}, "TensorFlow Datasets")
+        dataset = TensorFlowDataset(
+            line.source,
+            split=line.split or "train",
+            image=line.image_feature or "image",
+            label=line.label_feature,
+            size=_size(line.size),
+            channels=line.channels,
+        )
+        return dataset, dataset.paths
     if path.is_dir() and any(path.glob("*-images-idx3-ubyte*")):
         _refuse(given - {"part"}, "MNIST's files")
         return mnist(line.source, line.part or "train"), sorted(path.iterdir())
@@ -128,7 +144,7 @@ def _source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
         return folder, folder.paths
     records = [pathlib.Path(file) for file in sorted(glob.glob(line.source))]
     if given & {"image_feature", "label_feature"} or _is_tfrecord(records):
-        _refuse(given & {"labels", "part"}, "TFRecord files")
+        _refuse(given & {"labels", "part", "split"}, "TFRecord files")
         if len(given & {"label_feature", "classes"}) == 1:
             raise UsageError("--label_feature and --classes belong together: give both or neither")
         if line.classes is not None and line.classes < 1:

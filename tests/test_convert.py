@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from input_pipeline.packed import Packed
@@ -58,6 +59,26 @@ def sources(tmp_path):
         path = tmp_path / "folder" / "abc"[label] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(array).save(path)
+    tfds.disable_progress_bar()
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="tiny",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(4, 5, 1)),
+                "label": tfds.features.ClassLabel(names=["a", "b", "c"]),
+            }
+        ),
+        split_datasets={
+            split: [
+                (at, {"image": PICTURES[at][..., np.newaxis], "label": LABELS[at]})
+                for at in range(count)
+            ]
+            for split, count in (("train", 6), ("test", 2))
+        },
+        data_dir=tmp_path,
+        disable_shuffling=True,
+    )
     return tmp_path
 
 
@@ -73,6 +94,8 @@ IDX = "mnist/train-images-idx3-ubyte.gz --labels=mnist/train-labels-idx1-ubyte.g
         ("images.npy", range(6), False),
         ("both.npz:x --labels=both.npz:y", range(6), True),
         ("folder", [1, 4, 2, 3, 0, 5], True),
+        ("tiny/1.0.0", range(6), True),
+        ("tiny/1.0.0 --split=test --label_feature=label", range(2), True),
         ("train.tfrecord-* --label_feature=label --classes=3", range(6), True),
         ("train.tfrecord-1", [3, 4, 5], False),
     ],
@@ -83,7 +106,7 @@ def test_each_kind_of_source(arguments, order, labelled, sources, conversion, mo
     assert conversion.main(["images", source, "packed", *rest]) == 0
     assert capsys.readouterr().out == "packed\n"
     packed = Packed("packed")
-    assert packed.classes == (["a", "b", "c"] if source == "folder" else [])
+    assert packed.classes == (["a", "b", "c"] if source in ("folder", "tiny/1.0.0") else [])
     found = packed.read(tf.range(len(packed), dtype=tf.int64))
     order = list(order)
     np.testing.assert_array_equal(packed.decode(found["image"])[..., 0], PICTURES[order])
@@ -135,6 +158,9 @@ def damage_packed(folder):
         ("images folder mnist", None, 65, "mnist is there already: remove it"),
         ("images folder packed --size=8", None, 64, "--size is 8: it must be height and width"),
         ("images mnist packed --size=8x8", None, 64, "--size is not for MNIST's files"),
+        ("images folder packed --split=test", None, 64, "--split is not for a folder of pictures"),
+        ("images tiny/1.0.0 packed --split=tets", None, 65, "tiny/1.0.0 has no split tets"),
+        ("images tiny/1.0.0 packed --classes=3", None, 64, "--classes is not for TensorFlow Datas"),
         ("images folder packed --part=test", None, 64, "--part is not for a folder of pictures"),
         (
             "images folder images.npy/packed",

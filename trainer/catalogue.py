@@ -24,6 +24,8 @@ def registry() -> config.Registry:
     from input_pipeline.images import idx_images, mnist, numpy_images
     from input_pipeline.packed import Packed
     from input_pipeline.split import Split
+    from input_pipeline.streamed import StreamedTFRecords
+    from input_pipeline.tensorflow_dataset import TensorFlowDataset
     from input_pipeline.text import TextStreams, TextWindows
     from input_pipeline.tfrecords import TFRecords
     from input_pipeline.transforms import (
@@ -74,6 +76,8 @@ def registry() -> config.Registry:
         Packed,
         pydoc_topics,
         Split,
+        StreamedTFRecords,
+        TensorFlowDataset,
         TextStreams,
         TextWindows,
         TFRecords,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from input_pipeline.batches import Batches, ElementSpec, Source, Transform
+from input_pipeline.batches import Batches, ElementSpec, Source, Transform, Unindexed
 from models.objective import Objective
 from trainer.precision import PRECISIONS
 
@@ -49,7 +49,7 @@ class Experiment:
     """
 
     objective: Callable[[ElementSpec], Objective]
-    source: Source
+    source: Source | Unindexed
     validation: Source | None = None
     transforms: Sequence[Transform] = ()
     validation_transforms: Sequence[Transform] = ()

@@ -49,7 +49,9 @@ class Judge:
             )
         self._net = net
         self.name = net.name
-        train, held_out = len(data.batches.source), data.batches.validation
+        train, held_out = data.batches.examples, data.batches.validation
+        if train is None:
+            train = 2 * MOST  # Such a source is large.
         most = train // 2 if held_out is None else min(train, len(held_out))
         self.count = min(most, count or MOST)
         if self.count <= NEIGHBOURS:
@@ -126,7 +128,7 @@ def nearest(data: Trainer, pictures: np.ndarray, neighbours: int = 7) -> np.ndar
     Returns:
       uint8 `[n, 1 + neighbours, height, width, channels]`.
     """
-    known, count = _Pictures(data.batches), min(len(data.batches.source), SEARCHED)
+    known, count = _Pictures(data.batches), min(data.batches.examples or SEARCHED, SEARCHED)
     wanted = _flat(pictures)
     found = np.empty([len(pictures), 0, *pictures.shape[1:]], np.uint8)
     distances = np.empty([len(pictures), 0])

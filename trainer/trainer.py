@@ -177,6 +177,8 @@ class Trainer:
                 return Outcome.ALREADY_DONE
             how = f"going on from step {start}" if start else "training"
             self._note(f"{how} on {self.cluster.describe()}")
+            if self.batches.inexact:
+                self._note(f"not exact: {self.batches.inexact}")
             outcome = self._train(start, stop, texts or {}, started)
         if outcome is Outcome.DONE:
             self._say_done(self.experiment.steps)

@@ -33,6 +33,7 @@ from input_pipeline.image_folder import ImageFolder
 from input_pipeline.images import Images
 from input_pipeline.packed import Packed
 from input_pipeline.packing import pack
+from input_pipeline.streamed import StreamedTFRecords
 from input_pipeline.tfrecords import TFRecords
 
 CLASSES = 10
@@ -139,6 +140,9 @@ def measure(scratch: pathlib.Path, line: argparse.Namespace) -> None:
             rate, keras_folder(scratch / "folder", line.side, line.batch), line.batch
         ),
         "TFRecords": ours(TFRecords(shards, label="image/class/label", classes=CLASSES)),
+        "StreamedTFRecords": ours(
+            StreamedTFRecords(shards, label="image/class/label", classes=CLASSES)
+        ),
         "Packed": ours(Packed(str(scratch / "packed"))),
         "Images": ours(loaded),
         "Packed 28×28": ours(Packed(str(scratch / "small"))),
@@ -175,7 +179,7 @@ def measure(scratch: pathlib.Path, line: argparse.Namespace) -> None:
             else f", {statistics.median(processor[name]):.1f} µs of processor an image"
         )
         print(
-            f"{name:>14}: {statistics.median(values):>9,.0f} images/s (from {min(values):,.0f} to {max(values):,.0f}){used}"
+            f"{name:>17}: {statistics.median(values):>9,.0f} images/s (from {min(values):,.0f} to {max(values):,.0f}){used}"
         )
     for other in ("Keras", "PyTorch"):
         for name in ("ImageFolder", "Packed"):

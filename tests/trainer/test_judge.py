@@ -88,6 +88,37 @@ def test_samples_are_shown_beside_the_nearest_training_pictures(runs):
     assert (runs / "vae/samples/step-00000040-neighbours.png").exists()
 
 
+def test_pictures_of_a_stream_are_compared(runs, capsys, tmp_path, monkeypatch):
+    """Whose number is not known: as many as are asked for, and neighbours among as many as are searched."""
+    digits = load_digits()["images"]
+    with tf.io.TFRecordWriter(f"{tmp_path}/digits") as writer:
+        for digit in np.rint(digits / 16 * 255).astype(np.uint8):
+            pixels = tf.train.BytesList(value=[digit.tobytes()])
+            feature = {"image": tf.train.Feature(bytes_list=pixels)}
+            record = tf.train.Example(features=tf.train.Features(feature=feature))
+            writer.write(record.SerializeToString())
+    monkeypatch.setattr(judge, "SEARCHED", 1000)
+    lines = [
+        "Experiment.objective = @VAE",
+        "Experiment.source = @StreamedTFRecords()",
+        "Experiment.global_batch = 4",
+        "Experiment.steps = 2",
+        "Experiment.samples = 4",
+        f"StreamedTFRecords.files = '{tmp_path}/digits'",
+        "StreamedTFRecords.image = 'image'",
+        "StreamedTFRecords.shape = (8, 8, 1)",
+        "StreamedTFRecords.buffer = 500",
+    ]
+    (tmp_path / "stream.gin").write_text("\n".join(lines))
+    run = f"--workdir={tmp_path}/run --strategy=one_device"
+    assert lockstep(f"train {tmp_path}/stream.gin {run}") == 0
+    assert lockstep(f"evaluate {run} --features={runs}/classifier --count=200") == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["real/precision"] > 0.6 and found["real/recall"] > 0.6
+    assert found["samples/coverage"] < found["real/coverage"]
+    assert (tmp_path / "run/samples/step-00000002-neighbours.png").exists()
+
+
 def test_a_training_ends_with_the_comparison(runs, capsys, tmp_path):
     command = f"train vae/digits --workdir={runs}/vae {SMALL}"
     assert lockstep(f"{command} --features={runs}/classifier") == 0

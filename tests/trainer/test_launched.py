@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from trainer import catalogue, config_files, main
@@ -204,3 +205,55 @@ ConvolutionalEncoder.group = 2
     (tmp_path / "3.png").write_bytes(whole)
     assert main.main([*command, "--gin_param=Experiment.steps=9", "--gin_param=STEPS=2"]) == 0
     assert json.loads((folder / "DONE").read_text()) == {"steps": 9}
+
+
+def test_a_stream_trains_on_two_replicas_goes_on_and_is_said_to_be_inexact(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for shard in range(2):
+        with tf.io.TFRecordWriter(f"{tmp_path}/train-{shard}") as writer:
+            for number in range(8):
+                pixels = tf.train.BytesList(value=[bytes([16 * number] * 64)])
+                feature = {"image": tf.train.Feature(bytes_list=pixels)}
+                record = tf.train.Example(features=tf.train.Features(feature=feature))
+                writer.write(record.SerializeToString())
+    config, folder = tmp_path / "stream.gin", tmp_path / "run"
+    config.write_text(
+        f"""Experiment.objective = @VAE
+Experiment.source = @StreamedTFRecords()
+Experiment.global_batch = 4
+Experiment.samples = 4
+StreamedTFRecords.files = '{tmp_path}/train-*'
+StreamedTFRecords.image = 'image'
+StreamedTFRecords.shape = (8, 8, 1)
+StreamedTFRecords.buffer = 5
+"""
+    )
+    command = ["train", str(config), f"--workdir={folder}"]
+    command += ["--strategy=mirrored", "--replicas=2"]
+    for steps, how in (
+        (3, "training on MirroredStrategy, 2 ×"),
+        (5, "going on from step 3 on Mir"),
+    ):
+        assert main.main([*command, f"--gin_param=Experiment.steps={steps}"]) == 0
+        said = capsys.readouterr().err
+        assert how in said and said.count("not exact") == 1
+        assert (
+            f"not exact: {tmp_path}/train-* is read as a stream, shuffled within 5 records" in said
+        )
+        assert json.loads((folder / "DONE").read_text()) == {"steps": steps}
+    for held_out in ("@StreamedTFRecords()", "@Split()"):
+        more = [f"--gin_param=Experiment.validation={held_out}"]
+        more += ["--gin_param=Split.source=@StreamedTFRecords()"] * (held_out == "@Split()")
+        more += ["--gin_param=Experiment.steps=1", "--dry_run"]
+        assert main.main(["train", str(config), *more]) == 65
+        assert (
+            f"lockstep: {tmp_path}/train-* is read as a stream, of which" in capsys.readouterr().err
+        )
+    os.truncate(tmp_path / "train-1", 100)
+    assert main.main([*command, "--gin_param=Experiment.steps=60"]) == 65
+    said = capsys.readouterr().err
+    assert said.endswith(
+        f"lockstep: {tmp_path}/train-1 was cut off within record 1: copy or write it again\n"
+    )
+    assert "Traceback" not in said

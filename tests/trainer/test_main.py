@@ -681,7 +681,7 @@ def test_registered_classes_are_made_as_bound() -> None:
         ("Adam.beta1=0.5", "Adam has no parameter beta1; did you mean beta_1?"),
         (
             "Experiment.source=@Digits",
-            "Experiment.source is @Digits: it must be Source (@Name()); write @Digits()",
+            "Experiment.source is @Digits: it must be Source (@Name()) or Unindexed (@Name()); write @Digits()",
         ),
         (
             "Experiment.transforms=@Flip()",

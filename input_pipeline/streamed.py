@@ -1,0 +1,250 @@
+"""Pictures in TFRecord shards of tf.train.Example, read from their beginnings to their ends: not exact."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from input_pipeline.batches import DataError
+from input_pipeline.decoding import BadRecord, Decoder, Form, Size
+from input_pipeline.examples import Fields
+from input_pipeline.images import pictures
+from input_pipeline.order import shuffled_ids
+from input_pipeline.records import FOOTER_BYTES, GZIP, HEADER_BYTES, is_checksum
+
+BLOCK_BYTES = 1 << 20
+"""Of a shard, read at once."""
+
+Record = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+"""Its data, its number in its shard, and the shard's path."""
+
+
+class StreamedTFRecords:
+    """As `TFRecords`, for sets too large to index: an `Unindexed` source, whose training is not exact.
+
+    A pass is in an order of shards keyed by the seed; each shard of a pass is one worker's, which reads several at a time, a
+    record of each in turn, into a buffer from which records are taken at random. A training that goes on does so with other
+    shards. Only a first block is read when it is opened, and paths may be of any file system that TensorFlow knows.
+
+    Args:
+      files: as that of `TFRecords`, with `image`, `label`, `classes`, `shape`, `size`, `channels` and `fit`; at least one
+        shard for each worker.
+      buffer: records of each worker from which the next is taken, in memory as they are in the shards.
+      interleave: shards that each worker reads at a time.
+
+    Raises:
+      ValueError: if an argument has none of its values.
+      DataError: if there are no records, or the first is damaged. Reading raises it, for a shard that was cut off or
+        altered, or a record that has not these features, with its name.
+    """
+
+    def __init__(
+        self,
+        files: str,
+        image: str = "image/encoded",
+        label: str | None = None,
+        classes: int | None = None,
+        shape: Sequence[int] | None = None,
+        size: Size = None,
+        channels: int | None = None,
+        fit: str = "crop",
+        buffer: int = 10_000,
+        interleave: int = 16,
+    ) -> None:
+        for argument, value in {"buffer": buffer, "interleave": interleave}.items():
+            if value < 1:
+                raise ValueError(f"StreamedTFRecords.{argument} is {value}: it must be at least 1")
+        form = Form("StreamedTFRecords", size, fit, channels)
+        self._fields = Fields("StreamedTFRecords", image, label, classes, shape)
+        self._fields.check_form(form)
+        self._files, self._buffer, self._interleave = files, buffer, interleave
+        try:
+            self._paths = sorted(tf.io.gfile.glob(files))
+        except tf.errors.OpError as error:
+            raise DataError(f"{files} cannot be listed ({error.message}): check the path") from None
+        blocks = ((_name(0, path), _block(path.encode(), 0, 0)[0]) for path in self._paths)
+        first = next(((name, block[0]) for name, block in blocks if len(block)), None)
+        if first is None:
+            raise DataError(f"{files} names no records: give the path of TFRecord files")
+        self._decoder = None
+        try:
+            if shape is None:
+                self._decoder = Decoder(form, first[0], self._fields.encoded(*first))
+                shape = self._decoder.shape
+        except BadRecord as error:
+            raise DataError(str(error)) from None
+        self.element_spec = self._fields.element_spec(tuple(shape))
+
+    @property
+    def inexact(self) -> str:
+        """Why a training is not exact."""
+        return (
+            f"{self._files} is read as a stream, shuffled within {self._buffer:,} records, so that a run which goes on, or "
+            "another layout, sees other examples (those of TFRecords and Packed are the same)"
+        )
+
+    def __len__(self) -> int:
+        """Refused."""
+        raise DataError(
+            f"{self._files} is read as a stream, of which neither the number of examples is known nor a part can be held "
+            "out: take TFRecords or Packed for Experiment.validation and for Split"
+        )
+
+    def records(self, worker: int, workers: int, seed: int, step: int) -> tf.data.Dataset:
+        """The `Record`s of one worker without end, beginning at a place that depends on the step.
+
+        Raises:
+          DataError: if there are fewer shards than workers.
+        """
+        if len(self._paths) < workers:
+            raise DataError(
+                f"{self._files} names {len(self._paths)} shard{'s' * (len(self._paths) > 1)}, and each of {workers} workers needs one of its own: write "
+                "more shards, or train on fewer workers"
+            )
+        # Position p of the endless sequence of passes is that of worker p modulo workers.
+        positions = tf.data.Dataset.counter(step * workers + worker, workers)
+        paths = tf.constant(self._paths)
+
+        def shard(position: tf.Tensor) -> tf.data.Dataset:
+            return _records(paths[shuffled_ids(position[tf.newaxis], len(paths), seed)[0]])
+
+        # More at a time would be a shard and its next pass.
+        cycle = min(self._interleave, len(self._paths) // workers)
+        data = positions.interleave(
+            tf.autograph.experimental.do_not_convert(shard),
+            cycle_length=cycle,
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        key = hashlib.blake2b(f"{seed}:{step}:{worker}".encode(), digest_size=7).digest()
+        data = data.shuffle(self._buffer, seed=int.from_bytes(key, "little"))
+        return data.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+
+    def read(self, records: Record) -> dict[str, tf.Tensor]:
+        """The examples of `Record`s, `[n]` each."""
+        data, numbers, paths = records
+        count, labelled = data.shape[0], self._fields.label is not None
+        spec = self.element_spec["image"]
+
+        def images_and_labels(*records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            """Encoded pictures as bytes `[n]`, or else pixels, and labels."""
+            read = self._fields.encoded if self._decoder else self._fields.pixels
+            images, labels = [], []
+            for name, record in _named(*records):
+                try:
+                    images.append(read(name, record))
+                    labels.append(self._fields.number(name, record) if labelled else 0)
+                except BadRecord as error:
+                    raise DataError(str(error)) from None
+            found = np.array(images, object) if self._decoder else np.stack(images)
+            return found, np.array(labels, np.int32)
+
+        kinds = [tf.string if self._decoder else tf.uint8, tf.int32]
+        images, labels = tf.numpy_function(images_and_labels, records, kinds, stateful=False)
+        if self._decoder:
+            images = self._decoded(self._decoder, tf.ensure_shape(images, [count]), numbers, paths)
+        images = tf.ensure_shape(images, [count, *spec.shape])
+        batch = {"image": tf.cast(images, tf.float32) / 255}
+        if labelled:
+            batch["label"] = tf.ensure_shape(labels, [count])
+        return batch
+
+    def decode(self, samples: Any) -> np.ndarray:
+        """Pictures, uint8 `[n, height, width, channels]`, of floats in [0, 1], cut off at both ends."""
+        return pictures(samples)
+
+    def _decoded(
+        self, decoder: Decoder, encoded: tf.Tensor, numbers: tf.Tensor, paths: tf.Tensor
+    ) -> tf.Tensor:
+        """Pictures, uint8 `[n, height, width, channels]`."""
+
+        def one_by_one(*records: np.ndarray) -> np.ndarray:
+            try:
+                return np.stack([decoder.one(name, data) for name, data in _named(*records)])
+            except BadRecord as error:
+                raise DataError(str(error)) from None
+
+        def each() -> tf.Tensor:
+            return tf.numpy_function(
+                one_by_one, [encoded, numbers, paths], tf.uint8, stateful=False
+            )
+
+        if not decoder.native:
+            return each()
+        found, complete = decoder.several(encoded, lambda encoded: encoded)
+        return tf.cond(complete, lambda: found, each)
+
+
+def _records(path: tf.Tensor) -> tf.data.Dataset:
+    """The `Record`s of a shard."""
+
+    def block(
+        state: tuple[tf.Tensor, tf.Tensor], _: tf.Tensor
+    ) -> tuple[tuple[tf.Tensor, tf.Tensor], Record]:
+        data, end = tf.numpy_function(_block, [path, *state], [tf.string, tf.int64], stateful=False)
+        data, end = tf.ensure_shape(data, [None]), tf.ensure_shape(end, [])
+        number, count = state[0], tf.size(data, tf.int64)
+        return (number + count, end), (data, number + tf.range(count), tf.fill([count], path))
+
+    # Not by a generator: what is left of one at the end of a program is reported as an error.
+    begin = (tf.constant(0, tf.int64), tf.constant(0, tf.int64))
+    blocks = tf.data.Dataset.counter().scan(begin, block)
+    return blocks.take_while(lambda data, number, path: tf.size(data) > 0).unbatch()
+
+
+def _block(path: bytes, number: int, start: int) -> tuple[np.ndarray, np.int64]:
+    """Records of a shard from a byte on, `[n]`, none at its end, and where they end.
+
+    Args:
+      path: of the shard.
+      number: of the first of them.
+      start: where it begins.
+
+    Raises:
+      DataError: if it cannot be read, or was cut off or altered.
+    """
+    name, end = path.decode(), int(start)
+    records: list[bytes] = []
+    try:
+        with tf.io.gfile.GFile(name, "rb") as file:
+            file.seek(end)
+            while end < start + BLOCK_BYTES and (head := file.read(HEADER_BYTES)):
+                records.append(_record(name, number + len(records), head, file))
+                end += HEADER_BYTES + len(records[-1]) + FOOTER_BYTES
+    except tf.errors.OpError as error:
+        raise DataError(f"{name} cannot be read ({error.message}): mend it") from None
+    return np.array(records, object), np.int64(end)
+
+
+def _record(path: str, number: int, head: bytes, file: tf.io.gfile.GFile) -> bytes:
+    """The data of the record whose header was just read, compared with the checksums."""
+    if number == 0 and head.startswith(GZIP):
+        raise DataError(f"{path} is compressed, which is not read: unpack it")
+    length, stored = head[:8], head[8:]
+    if len(head) == HEADER_BYTES and not is_checksum(stored, length):
+        raise DataError(
+            f"{path} is no TFRecord file, or was altered at record {number}: write it again"
+        )
+    size = int.from_bytes(length, "little")
+    body = file.read(size + FOOTER_BYTES)
+    if len(head) < HEADER_BYTES or len(body) < size + FOOTER_BYTES:
+        raise DataError(f"{path} was cut off within record {number}: copy or write it again")
+    if not is_checksum(body[size:], body[:size]):
+        raise DataError(
+            f"{_name(number, path)} cannot be read (its checksum is wrong): mend or remove it"
+        )
+    return body[:size]
+
+
+def _named(data: np.ndarray, numbers: np.ndarray, paths: np.ndarray) -> Iterator[tuple[str, bytes]]:
+    """The name and the data of each `Record`, or what was made of its data."""
+    for record, number, path in zip(data, numbers, paths, strict=True):
+        yield _name(number, path.decode()), record
+
+
+def _name(number: int, path: str) -> str:
+    return f"record {number} of {path}"
