@@ -25,6 +25,7 @@ def registry() -> config.Registry:
     from input_pipeline.packed import Packed
     from input_pipeline.split import Split
     from input_pipeline.text import TextStreams, TextWindows
+    from input_pipeline.text_files import text_files
     from input_pipeline.tfrecords import TFRecords
     from input_pipeline.transforms import (
         Binarize,
@@ -72,6 +73,7 @@ def registry() -> config.Registry:
         Packed,
         pydoc_topics,
         Split,
+        text_files,
         TextStreams,
         TextWindows,
         TFRecords,
