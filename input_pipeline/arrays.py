@@ -1,4 +1,4 @@
-"""Examples held in host memory, read by one gather a feature."""
+"""Examples held in host memory or mapped into it, read by one gather a feature."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ class Arrays:
     """Arrays with a common first dimension.
 
     They become tensors at the first read, not before: a source may be made before TensorFlow's devices are set up. The
-    tensors are captured by the functions that read them, not copied into their graphs as constants.
+    tensors are captured by the functions that read them, not copied into their graphs as constants. Memory maps
+    (`np.memmap`) stay what they are: only the rows that are asked for are copied.
 
     Args:
       arrays: name -> `[n, …]`.
@@ -27,9 +28,26 @@ class Arrays:
 
     def read(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
         """The rows `ids` (int64 of any shape) of each array: name -> `[*ids.shape, …]`."""
-        return {name: tf.gather(tensor, ids) for name, tensor in self._tensors.items()}
+        return {
+            name: _rows(np.asarray(array), ids)
+            if isinstance(array, np.memmap)
+            else tf.gather(self._tensors[name], ids)
+            for name, array in self.arrays.items()
+        }
 
     @functools.cached_property
     def _tensors(self) -> dict[str, tf.Tensor]:
         with tf.init_scope(), tf.device("CPU:0"):
-            return {name: tf.constant(array) for name, array in self.arrays.items()}
+            return {
+                name: tf.constant(array)
+                for name, array in self.arrays.items()
+                if not isinstance(array, np.memmap)
+            }
+
+
+def _rows(array: np.ndarray, ids: tf.Tensor) -> tf.Tensor:
+    # take lets other threads run, indexing does not.
+    rows = tf.numpy_function(
+        lambda ids: array.take(ids, axis=0), [ids], tf.as_dtype(array.dtype), stateful=False
+    )
+    return tf.ensure_shape(rows, (*ids.shape, *array.shape[1:]))

@@ -91,13 +91,22 @@ def read_text(path: str) -> str:
     Raises:
       DataError: if there is none, or it is not UTF-8.
     """
-    file = pathlib.Path(path)
-    if not file.is_dir():
-        return _read(file)
-    files = sorted(file.glob("*.txt"))
+    return "\n".join(map(_read, files_of(path)))
+
+
+def files_of(path: str) -> list[pathlib.Path]:
+    """The file, or those of a folder that are read.
+
+    Raises:
+      DataError: if a folder has none.
+    """
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        return [folder]
+    files = sorted(folder.glob("*.txt"))
     if not files:
         raise DataError(f"{path} has no files *.txt: name a folder that has, or a file")
-    return "\n".join(map(_read, files))
+    return files
 
 
 def make_tokenizer(

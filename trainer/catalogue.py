@@ -23,6 +23,7 @@ def registry() -> config.Registry:
     from input_pipeline.image_folder import ImageFolder
     from input_pipeline.images import idx_images, mnist, numpy_images
     from input_pipeline.packed import Packed
+    from input_pipeline.packed_corpus import packed_corpus
     from input_pipeline.split import Split
     from input_pipeline.text import TextStreams, TextWindows
     from input_pipeline.text_files import text_files
@@ -71,6 +72,7 @@ def registry() -> config.Registry:
         mnist,
         numpy_images,
         Packed,
+        packed_corpus,
         pydoc_topics,
         Split,
         text_files,
