@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from input_pipeline.batches import DataError
 from input_pipeline.corpus import Corpus, cuts
+from input_pipeline.reading import TABLES, read_column, read_utf8
 from input_pipeline.subwords import Subwords
 from input_pipeline.tokenization import (
     Bytes,
@@ -35,8 +36,9 @@ def text_files(
     extra_characters: str = "",
     validation: float | str = 0.1,
     test: float | str = 0.0,
+    column: str | None = None,
 ) -> Corpus:
-    """The corpus of text files, in UTF-8.
+    """The corpus of text files, in UTF-8, or of a column of tables.
 
     A vocabulary is that of the training part alone. What it lacks of the held-out parts is "<unk>" among words, cannot be among
     bytes and subwords, and is an error among characters, which names them.
@@ -50,21 +52,23 @@ def text_files(
       validation: the share held out to validate by, or the path of a file or folder of its own.
       test: the same, for a last test. Shares are the end of the text, validation before test, and are cut anywhere if tokens are
         characters or bytes, and else at the end of a line, or at white space if there are no more lines.
+      column: if given, the files are tables `*.csv`, `*.tsv` or `*.jsonl` (an object a line), of which this column is read, a new
+        line between two rows.
 
     Raises:
-      DataError: if a file cannot be read, is not UTF-8, or has no text to train on.
+      DataError: if a file cannot be read, is not UTF-8 or no table with the column, or has no text to train on.
       ValueError: if the shares leave nothing to train on, or there is no such kind of tokens.
     """
-    texts = read_texts(path, tokens, validation, test)
+    texts = read_texts(path, tokens, validation, test, column)
     tokenizer = make_tokenizer(texts, tokens, vocabulary, extra_characters)
     return Corpus({name: encode(tokenizer, text) for name, text in texts.items()}, tokenizer)
 
 
 def read_texts(
-    path: str, tokens: str, validation: float | str, test: float | str
+    path: str, tokens: str, validation: float | str, test: float | str, column: str | None
 ) -> dict[str, str]:
     """Texts by the name of their part, as `text_files` says."""
-    whole = read_text(path)
+    whole = read_text(path, column)
     shares = [0.0 if isinstance(share, str) else share for share in (validation, test)]
     places = list(cuts(len(whole), *shares))
     if tokens not in DIVISIBLE:
@@ -77,7 +81,7 @@ def read_texts(
     }
     for name, given in (("validation", validation), ("test", test)):
         if isinstance(given, str):
-            texts[name] = read_text(given)
+            texts[name] = read_text(given, column)
     if not texts["train"]:
         raise DataError(
             f"{path} has {len(whole):,} characters, none of them to train on: give a longer text"
@@ -85,17 +89,19 @@ def read_texts(
     return {name: text for name, text in texts.items() if text}
 
 
-def read_text(path: str) -> str:
-    """The text of a file, or of the files `*.txt` of a folder.
+def read_text(path: str, column: str | None = None) -> str:
+    """The text of a file, or of the files of a folder, or of a column of such tables.
 
     Raises:
-      DataError: if there is none, or it is not UTF-8.
+      DataError: if there is none, or it cannot be read.
     """
-    return "\n".join(map(_read, files_of(path)))
+    if column is None:
+        return "\n".join(map(read_utf8, files_of(path)))
+    return "\n".join(read_column(file, column) for file in files_of(path, TABLES))
 
 
-def files_of(path: str) -> list[pathlib.Path]:
-    """The file, or those of a folder that are read.
+def files_of(path: str, suffixes: Sequence[str] = (".txt",)) -> list[pathlib.Path]:
+    """The file, or those of a folder that have one of the suffixes, in the order of their names.
 
     Raises:
       DataError: if a folder has none.
@@ -103,9 +109,10 @@ def files_of(path: str) -> list[pathlib.Path]:
     folder = pathlib.Path(path)
     if not folder.is_dir():
         return [folder]
-    files = sorted(folder.glob("*.txt"))
+    files = sorted(file for file in folder.iterdir() if file.suffix in suffixes)
     if not files:
-        raise DataError(f"{path} has no files *.txt: name a folder that has, or a file")
+        named = " or ".join(f"*{suffix}" for suffix in suffixes)
+        raise DataError(f"{path} has no files {named}: name a folder that has, or a file")
     return files
 
 
@@ -153,7 +160,7 @@ def load_tokenizer(path: str) -> Tokenizer:
     Raises:
       DataError: if it cannot be read, is none, or the library for it is not installed.
     """
-    text = _read(pathlib.Path(path))
+    text = read_utf8(pathlib.Path(path))
     try:
         return read_tokenizer(text)
     except DataError:
@@ -195,17 +202,3 @@ def _end_of_line(text: str, place: int) -> int:
         if found:
             return found.end()
     return place
-
-
-def _read(path: pathlib.Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): check the path") from None
-    try:
-        return data.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 at byte {error.start:,} (0x{data[error.start]:02x}): convert it, for example by "
-            "iconv -f latin1 -t utf-8"
-        ) from None

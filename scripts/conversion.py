@@ -39,6 +39,7 @@ TEXTS = """\
 SRC is one of
   a text in UTF-8
   a folder of them, whose files *.txt are joined by new lines in the order of their names
+  a table, *.csv, *.tsv or *.jsonl, or a folder of them, of which the rows of a column are joined by new lines (--column)
 
 DST holds train.npy, validation.npy and test.npy, tokenizer.json and index.json, the same bytes each time. It is written as
 .DST.partial and renamed when it is complete; stopped before, the same command goes on. In a configuration it is
@@ -121,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="that have tokens even if the training part lacks them",
     )
+    text.add_argument("--column", metavar="NAME", help="of tables")
     for part, share in (("validation", 0.1), ("test", 0.0)):
         text.add_argument(
             f"--{part}",
@@ -150,19 +152,21 @@ def _images(line: argparse.Namespace) -> None:
 def _text(line: argparse.Namespace) -> None:
     from input_pipeline.batches import DataError
     from input_pipeline.packed_corpus import pack_corpus
+    from input_pipeline.reading import TABLES
     from input_pipeline.text_files import files_of, make_tokenizer, read_texts
     from input_pipeline.writing import check_new
 
     check_new(line.destination)
     try:
-        texts = read_texts(line.source, line.tokens, line.validation, line.test)
+        texts = read_texts(line.source, line.tokens, line.validation, line.test, line.column)
         tokenizer = make_tokenizer(texts, line.tokens, line.vocabulary, line.extra_characters)
     except DataError:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from None
     given = [path for path in (line.validation, line.test) if isinstance(path, str)]
-    files = [file for path in (line.source, *given) for file in files_of(path)]
+    suffixes = TABLES if line.column else (".txt",)
+    files = [file for path in (line.source, *given) for file in files_of(path, suffixes)]
     with Progress(sys.stderr, "characters") as progress:
         pack_corpus(texts, tokenizer, line.destination, _identity(line, files), progress)
     print(line.destination)

@@ -124,6 +124,7 @@ LINES = "".join(f"line {i} of the text, naïvely\n" for i in range(200))
         ("", "characters", None),
         ("--tokens=bytes --validation=0.25", "bytes", None),
         ("--tokens=words --vocabulary=20 --test=0.1", "words", 20),
+        ("--column=text", "characters", None),
         ("--tokens=subwords --vocabulary=300 --validation=other --test=0", "subwords", 300),
     ],
 )
@@ -133,14 +134,18 @@ def test_texts(arguments, tokens, vocabulary, tmp_path, conversion, monkeypatch,
     Path("text.txt").write_text(LINES)
     Path("other").mkdir()
     Path("other/one.txt").write_text("another line\n")
+    source, column = "text.txt", None
+    if "column" in arguments:
+        source, column = "table.csv", "text"
+        Path(source).write_text("text\n" + LINES.replace(",", ""))
     for folder in ("packed", "again"):
-        assert conversion.main(["text", "text.txt", folder, *arguments.split()]) == 0
+        assert conversion.main(["text", source, folder, *arguments.split()]) == 0
         assert capsys.readouterr().out == f"{folder}\n"
         assert conversion.main(["verify", folder]) == 0
         assert "bytes as they were written" in capsys.readouterr().out
     shares = dict(re.findall(r"--(validation|test)=(\S+)", arguments))
     held_out = {k: v if v == "other" else float(v) for k, v in shares.items()}
-    expected = text_files("text.txt", tokens, vocabulary, **held_out)
+    expected = text_files(source, tokens, vocabulary, column=column, **held_out)
     packed = packed_corpus("packed")
     assert packed.parts.keys() == expected.parts.keys()
     for name, part in expected.parts.items():
@@ -189,6 +194,7 @@ def damage_packed(folder):
         ("text both.npz packed", None, 65, "both.npz is not UTF-8 at byte"),
         ("text nowhere mnist", None, 65, "mnist is there already: remove it"),
         ("text folder packed", None, 65, "folder has no files *.txt"),
+        ("text text packed --column=x", write_text, 65, "text is no table: name a file .csv"),
         ("text text packed --tokens=letters", write_text, 64, 'tokens is "letters": choose one'),
         ("text text packed --tokens=subwords", write_text, 64, "say how many subwords"),
         ("text text packed --validation=1", write_text, 64, "held out are validation 1.0"),

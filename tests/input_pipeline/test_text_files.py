@@ -82,6 +82,14 @@ def test_files_of_a_folder_are_joined_in_order(folder):
     assert decoded(text_files("book", validation=0.0)) == {"train": "ten\ntwo\na"}
 
 
+def test_columns_of_tables(folder):
+    (folder / "tables").mkdir()
+    (folder / "tables/2.csv").write_text('id,text\n1,"b, c"\n2,d\n')
+    (folder / "tables/1.jsonl").write_text('{"text": "a"}\n')
+    corpus = text_files("tables", validation="tables/1.jsonl", column="text")
+    assert decoded(corpus) == {"train": "a\nb, c\nd", "validation": "a"}
+
+
 def test_a_tokenizer_of_another_corpus(folder):
     first = text_files("whole.txt", "words", 20)
     (folder / "tokenizer.json").write_text(first.tokenizer.to_json())
