@@ -26,11 +26,14 @@ class Subwords:
     """
 
     def __init__(self, state: str) -> None:
-        self._state = json.loads(state)
         try:
             self._tokenizer = _library().Tokenizer.from_str(state)
         except Exception as error:  # It has no class of its own.
             raise error if isinstance(error, DataError) else ValueError(str(error)) from None
+        # Else long texts would be cut off, and short ones filled up.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._state = json.loads(self._tokenizer.to_str())
 
     @classmethod
     def of(cls, text: str, size: int) -> Subwords:
@@ -69,20 +72,19 @@ class Subwords:
 
     @property
     def characters(self) -> np.ndarray | None:
-        """Of a tokenizer of bytes that leaves the text as it is."""
-        steps = self._steps
-        if self._state.get("normalizer") or not steps or steps[-1].get("type") != "ByteLevel":
-            return None
-        if any(step.get("add_prefix_space") for step in steps):
-            return None
-        added = {token["id"] for token in self._state["added_tokens"]}
+        """Of byte pair encoding and unigram models of bytes, as far as it is certain that they keep all of a text."""
+        tokens, added = self._tokenizer.get_vocab(), self._state["added_tokens"]
         byte_of = {symbol: byte for byte, symbol in enumerate(_symbols())}
+        symbols = {
+            symbol for token in tokens.keys() - {x["content"] for x in added} for symbol in token
+        }
+        if not self._keeps_all or symbols != byte_of.keys() or not byte_of.keys() <= tokens.keys():
+            return None
         counts = np.zeros(self.size, np.int32)
-        for text, token in self._tokenizer.get_vocab().items():
-            if token in added:
-                counts[token] = len(text)
-            else:
-                counts[token] = starts(np.array([byte_of[symbol] for symbol in text])).sum()
+        for text, token in tokens.items():
+            counts[token] = starts(np.array([byte_of.get(symbol, 0) for symbol in text])).sum()
+        for token in added:
+            counts[token["id"]] = len(token["content"])
         return counts
 
     def pieces(self, text: str) -> Iterator[str]:
@@ -107,6 +109,23 @@ class Subwords:
         return first.get("type") == "Split" and (first["pattern"], first["behavior"]) == (
             {"String": "\n"},
             "MergedWithPrevious",
+        )
+
+    @property
+    def _keeps_all(self) -> bool:
+        """Whether a text's bytes are divided, none changed, added or left out."""
+        model, added = self._state["model"], self._state["added_tokens"]
+        affixes = (model.get("continuing_subword_prefix"), model.get("end_of_word_suffix"))
+        before = [step["type"] for step in self._steps]
+        return (
+            model["type"] in ("BPE", "Unigram")
+            and not any(affixes)
+            and not self._state["normalizer"]
+            and before[-1:] == ["ByteLevel"]
+            and set(before) <= {"ByteLevel", "Digits", "Split"}
+            and not any(step.get("add_prefix_space") for step in self._steps)
+            and not any(step.get("behavior") == "Removed" for step in self._steps)
+            and not any(token["lstrip"] or token["rstrip"] for token in added)
         )
 
     @functools.cached_property

@@ -17,6 +17,12 @@ TEXT = topics["with"] + topics["try"]
 STRANGE = "\n\nnaïve – 𝔘nicode\n 日本 \t<|end|>  and\r\nmore <unk>"
 
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+REMOVED = {"type": "Split", "pattern": {"String": "-"}, "behavior": "Removed", "invert": False}
+ADDED = {"id": 258, "content": "<|end|>", "special": True, "normalized": False}
+ADDED |= dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+
+
 @pytest.fixture(scope="module")
 def learnt():
     return Subwords.of(TEXT, 400)
@@ -76,9 +82,19 @@ def test_the_file_of_another_library_is_read():
     np.testing.assert_array_equal(tokens[[0, 2, 3]], [257, 258, 256])
     assert tokenizer.decode(tokens) == text
     assert tokenizer.characters[tokens].sum() == len(text)
+    assert read_tokenizer(tokenizer.to_json()).to_json() == tokenizer.to_json()
     # How it divides lines is not known, so it gets the text as one.
     assert list(tokenizer.pieces("a\n" * 1_000_000)) == ["a\n" * 1_000_000]
     assert list(tokenizer.pieces("")) == []
+
+
+def test_nothing_is_cut_off_or_filled_up():
+    truncation = {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    padding = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None}
+    padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "!"}
+    for changes in ({"truncation": truncation}, {"padding": padding}):
+        tokenizer = Subwords(foreign(**changes))
+        assert len(tokenizer.encode("the the")) == 3 and len(tokenizer.encode("abcdef")) == 6
 
 
 @pytest.mark.parametrize(
@@ -87,6 +103,10 @@ def test_the_file_of_another_library_is_read():
         {"normalizer": {"type": "Lowercase"}},
         {"pre_tokenizer": {"type": "Whitespace"}},
         {"pre_tokenizer": None},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [REMOVED, BYTES]}},
+        {"pre_tokenizer": {**BYTES, "add_prefix_space": True}},
+        {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}},
+        {"added_tokens": [{**ADDED, "lstrip": True}]},
     ],
     ids=str,
 )
