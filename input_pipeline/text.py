@@ -41,6 +41,11 @@ class Text:
             self._characters = Arrays({"characters": characters})
             self.element_spec = {**self.element_spec, "characters": Feature((), "int32")}
 
+    @property
+    def tokens(self) -> np.ndarray:
+        """All tokens of the part, integers `[n]`."""
+        return self._arrays.arrays["tokens"]
+
     def decode(self, samples: Any) -> list[str]:
         """Texts of tokens, integers `[n, length]`."""
         return [self.corpus.tokenizer.decode(row) for row in np.asarray(samples)]

@@ -2,7 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class NGrams:
+    """What counting reaches: see `ngram_baseline`.
+
+    Attributes:
+      order: n at most.
+
+    Raises:
+      ValueError: if it is below 1.
+    """
+
+    order: int = 5
+
+    def __post_init__(self) -> None:
+        if self.order < 1:
+            raise ValueError(f"NGrams.order is {self.order}: it must be at least 1")
+
+    def __call__(self, source: Any, validation: Any) -> dict[str, float]:
+        """The "loss" in nats a token of a held-out text, and its "perplexity".
+
+        Args:
+          source: of the training, with `tokens`, integers `[n]`, and a feature "tokens" whose cardinality is the vocabulary.
+          validation: the held-out one, likewise.
+
+        Raises:
+          ValueError: if it is no text.
+        """
+        if not hasattr(source, "tokens") or not hasattr(validation, "tokens"):
+            raise ValueError("NGrams counts tokens, which these data have not: leave it out")
+        vocabulary = source.element_spec["tokens"].cardinality
+        nats = ngram_baseline(source.tokens, validation.tokens, vocabulary, self.order)
+        return {"loss": nats, "perplexity": float(np.exp(nats))}
 
 
 def ngram_baseline(train: np.ndarray, held_out: np.ndarray, vocabulary: int, order: int) -> float:

@@ -51,6 +51,7 @@ def registry() -> config.Registry:
     from models.logistic_mixture import LogisticMixture
     from models.lstm_network import LSTMNetwork
     from models.mlp import MLPDecoder, MLPEncoder
+    from models.ngrams import NGrams
     from models.objective import Optimizer
     from models.resnet_networks import ResNetDiscriminator, ResNetGenerator
     from models.vae import VAE
@@ -86,7 +87,7 @@ def registry() -> config.Registry:
         TextWindows,
         TFRecords,
     )
-    for plain in (Experiment, Optimizer, ELBO, IWAE, Decoding, *sources, *transforms):
+    for plain in (Experiment, Optimizer, ELBO, IWAE, Decoding, NGrams, *sources, *transforms):
         names.register(plain)
     for objective in (Classifier, GAN, LanguageModel, VAE, VQVAE):
         names.register(objective, given={"element_spec"})

@@ -153,20 +153,23 @@ def evaluate(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     trainer, step = _run_of(line)
     judge = None if line.features is None else _judge(line, trainer)
     metrics: dict[str, float] = {}
+    baseline: Mapping[str, float] = {}
     compared: dict[str, dict[str, float]] = {}
     with _data_problems():
         if judge is None or trainer.experiment.validation is not None:
             metrics = trainer.evaluate()
+            baseline = trainer.baseline()
         if judge:
             compared = _compared(line, trainer, judge)
     if not trainer.cluster.chief:
         return
     title = f"{line.workdir}, step {step}"
     if metrics:
-        _print_table(title, {"mean": metrics})
+        _print_table(title, {"mean": metrics} | ({"baseline": baseline} if baseline else {}))
     if judge:
         _print_table(f"{title}, in the eyes of {judge.name}", compared)
     space = {"features": judge.name} if judge else {}
+    metrics |= {f"baseline/{name}": value for name, value in baseline.items()}
     metrics |= {f"{kind}/{n}": value for kind, row in compared.items() for n, value in row.items()}
     # JSON has no NaN and no infinity.
     finite = {k: value if math.isfinite(value) else None for k, value in sorted(metrics.items())}

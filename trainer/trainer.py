@@ -179,6 +179,9 @@ class Trainer:
             self._note(f"{how} on {self.cluster.describe()}")
             if self.batches.inexact:
                 self._note(f"not exact: {self.batches.inexact}")
+            if self.cluster.chief and (baseline := self.baseline()):
+                values = (f"{name} {value:.4f}" for name, value in baseline.items())
+                self._note(f"baseline: {', '.join(values)} ({self.experiment.baseline})")
             outcome = self._train(start, stop, texts or {}, started)
         if outcome is Outcome.DONE:
             self._say_done(self.experiment.steps)
@@ -364,6 +367,12 @@ class Trainer:
         if self.experiment.validation is None:
             raise ConfigError("there are no validation examples: set Experiment.validation")
         return self.evaluation()
+
+    def baseline(self) -> Mapping[str, float]:
+        """What `Experiment.baseline` reaches on the validation examples; empty without one."""
+        if self.experiment.baseline is None:
+            return {}
+        return self.experiment.baseline(self.experiment.source, self.experiment.validation)
 
     def sample(self, count: int, seed: int | None = None) -> Any:
         """`count` decoded samples from the weights as they stand; sample i depends on the seed and i alone."""

@@ -135,7 +135,6 @@ def test_a_uniform_model_loses_the_logarithm_of_the_vocabulary(tied):
     logits.assign(tf.zeros_like(logits))
     metrics = evaluated(model)
     np.testing.assert_allclose(metrics["loss"], np.log(VOCABULARY), rtol=1e-14)
-    np.testing.assert_allclose(metrics["bits_per_token"], np.log2(VOCABULARY), rtol=1e-14)
     np.testing.assert_allclose(metrics["perplexity"], VOCABULARY, rtol=1e-14)
     # All are equal, so the likeliest is the first.
     np.testing.assert_allclose(metrics["accuracy"], np.mean(TOKENS[:, 1:] == 0))
@@ -152,13 +151,25 @@ def test_loss_and_accuracy_against_numpy():
     np.testing.assert_allclose(metrics["loss"], expected.mean(), rtol=1e-12)
     np.testing.assert_allclose(metrics["accuracy"], right.mean())
     places = {f"loss_at_{n}": expected[:, n - 1].mean() for n in (1, 2, 4)}
-    assert metrics.keys() == {"loss", "bits_per_token", "perplexity", "accuracy", *places}
+    assert metrics.keys() == {"loss", "perplexity", "accuracy", *places}
     for name, value in places.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-12)
     loss, train_metrics = model.loss(batch(), noise(), STEP)  # No dropout by default.
     np.testing.assert_allclose(loss, expected.mean(1), rtol=1e-12)
     np.testing.assert_allclose(train_metrics["accuracy"], right.mean(1))
-    assert train_metrics.keys() == {"bits_per_token", "accuracy"}
+    assert train_metrics.keys() == {"accuracy"}
+
+
+def test_bits_per_character_are_those_of_all_together():
+    """Of a uniform model: targets times log2 of the vocabulary, divided by all characters."""
+    model = build()
+    model.network.kernel.assign(tf.zeros_like(model.network.kernel))
+    characters = np.arange(10, 10 + ROWS)
+    rows = batch() | {"characters": tf.constant(characters, tf.int32)}
+    found = model.evaluate(rows, noise(), STEP)
+    metrics = model.summary({name: value.numpy().mean(0) for name, value in found.items()})
+    expected = ROWS * WINDOW * np.log2(VOCABULARY) / characters.sum()
+    np.testing.assert_allclose(metrics["bits_per_character"], expected, rtol=1e-12)
 
 
 def test_windows_with_carried_state_are_one_long_pass():
@@ -187,7 +198,7 @@ def test_windows_with_carried_state_are_one_long_pass():
     metrics = model.summary(sums)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-12)
     np.testing.assert_allclose(metrics["perplexity"], np.exp(expected), rtol=1e-12)
-    assert metrics.keys() == {"loss", "bits_per_token", "perplexity", "accuracy"}
+    assert metrics.keys() == {"loss", "perplexity", "accuracy"}
 
 
 def test_the_logits_against_numpy():

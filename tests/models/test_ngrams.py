@@ -3,11 +3,13 @@
 import collections
 import math
 import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from models.ngrams import ngram_baseline
+from input_pipeline.batches import Feature
+from models.ngrams import NGrams, ngram_baseline
 
 RANDOM = np.random.default_rng(0)
 
@@ -97,3 +99,22 @@ def test_what_cannot_be_counted(arguments, message):
     train, held_out, *rest = arguments
     with pytest.raises(ValueError, match=message):
         ngram_baseline(np.array(train, int), np.array(held_out, int), *rest)
+
+
+class Text:
+    """Tokens as a source has them."""
+
+    element_spec: ClassVar = {"tokens": Feature((3,), "int32", 3)}
+
+    def __init__(self, *tokens):
+        self.tokens = np.array(tokens)
+
+
+def test_the_baseline_of_an_experiment():
+    train, held_out = Text(0, 1, 0, 2, 0, 1), Text(0, 1, 1)
+    nats = ngram_baseline(train.tokens, held_out.tokens, 3, 2)
+    assert NGrams(order=2)(train, held_out) == {"loss": nats, "perplexity": np.exp(nats)}
+    with pytest.raises(ValueError, match="counts tokens, which these data have not"):
+        NGrams()(train, object())
+    with pytest.raises(ValueError, match="order is 0"):
+        NGrams(order=0)
