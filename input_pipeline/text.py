@@ -30,6 +30,14 @@ class Text:
             "tokens": Feature((window + 1,), "int32", corpus.tokenizer.size)
         }
 
+    def encode(self, text: str) -> np.ndarray:
+        """Tokens of a text, integers `[n]`.
+
+        Raises:
+          DataError: if the text has something that is not in the vocabulary.
+        """
+        return self.corpus.tokenizer.encode(text)
+
     def decode(self, samples: Any) -> list[str]:
         """Texts of tokens, integers `[n, length]`."""
         return [self.corpus.tokenizer.decode(row) for row in np.asarray(samples)]
