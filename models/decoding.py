@@ -152,7 +152,8 @@ class Decoding:
             (0, state, tokens),
             maximum_iterations=count,
         )
-        return tf.transpose(tokens.stack()), state
+        # tf.transpose of integers writes an error of oneDNN's to stderr on CPUs without AVX-512.
+        return tf.einsum("tb->bt", tokens.stack()), state
 
     def _next(self, state: State, logits: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
         """The next token of each row, int32 `[rows]`; uniform numbers are `[length, rows]`."""
