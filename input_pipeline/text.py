@@ -46,6 +46,14 @@ class Text:
         """All tokens of the part, integers `[n]`."""
         return self._arrays.arrays["tokens"]
 
+    def encode(self, text: str) -> np.ndarray:
+        """Tokens of a text, integers `[n]`.
+
+        Raises:
+          DataError: if the text has something that is not in the vocabulary.
+        """
+        return self.corpus.tokenizer.encode(text)
+
     def decode(self, samples: Any) -> list[str]:
         """Texts of tokens, integers `[n, length]`."""
         return [self.corpus.tokenizer.decode(row) for row in np.asarray(samples)]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from models.decoding import Decoding
 from models.lstm_network import LSTMNetwork
-from models.objective import Batch, Feature, Metrics, Noise, Optimizer, Phase
+from models.objective import Batch, Feature, Metrics, Noise, Optimizer, Phase, State
 from models.token_network import TokenNetworkFactory
 
 CLIPPED_ADAM = Optimizer(clip_norm=1.0)
@@ -18,7 +19,8 @@ DECODING = Decoding()
 
 
 class LanguageModel:
-    """Predicts each token of a window from those before it. Implements `objective.Objective`, `Carrying` and `Summarised`.
+    """Predicts each token of a window from those before it. Implements `objective.Objective`, `Carrying`, `Summarised`
+    and `Writing`.
 
     Along streams of text a network's state is carried from a window to the next, if it has one, and the gradient is cut
     between them (truncated back-propagation through time; Zaremba et al. 2014). Else each window begins with nothing
@@ -98,9 +100,36 @@ class LanguageModel:
             metrics |= {f"loss_at_{place}": nats[place - 1] for place in places}
         return metrics
 
-    def sample(self, noise: Noise) -> tf.Tensor:
+    @property
+    def end(self) -> int | None:
+        return self.decoding.end
+
+    @property
+    def length(self) -> int:
+        return self.decoding.length
+
+    @property
+    def streams(self) -> bool:
+        """Unless it searches, since beams may be given up at any token."""
+        return self.decoding.beams is None
+
+    def sample(self, noise: Noise, prompt: Sequence[int] | None = None) -> tf.Tensor:
         """Tokens, int32 `[rows, length]`: see `Decoding`."""
-        return self.decoding(self.network, noise)
+        return self._decoding(prompt)(self.network, noise)
+
+    def begin(self, noise: Noise, prompt: Sequence[int] | None = None) -> State:
+        return self._decoding(prompt).begin(self.network, noise)
+
+    def go_on(self, noise: Noise, state: State, count: int) -> tuple[tf.Tensor, State]:
+        return self.decoding.go_on(self.network, noise, state, count)
+
+    def _decoding(self, prompt: Sequence[int] | None) -> Decoding:
+        """With this prompt if there is one."""
+        if prompt is None:
+            return self.decoding
+        decoding = dataclasses.replace(self.decoding, prompt=tuple(prompt))
+        decoding.check(self.vocabulary)
+        return decoding
 
     def _predict(
         self, batch: Batch, noise: Noise, training: bool

@@ -374,9 +374,25 @@ class Trainer:
             return {}
         return self.experiment.baseline(self.experiment.source, self.experiment.validation)
 
-    def sample(self, count: int, seed: int | None = None) -> Any:
-        """`count` decoded samples from the weights as they stand; sample i depends on the seed and i alone."""
-        return self._sampling(count, self.experiment.seed if seed is None else seed)
+    def sample(self, count: int, seed: int | None = None, prompt: str | None = None) -> Any:
+        """`count` decoded samples from the weights as they stand; sample i depends on the seed and i alone.
+
+        Texts can go on from a prompt, with which they begin then.
+        """
+        return self._sampling(count, self._seed(seed), prompt)
+
+    @property
+    def streams(self) -> bool:
+        """Whether a sample can be had while it grows."""
+        return self._sampling.streams
+
+    def stream(self, seed: int | None = None, prompt: str | None = None) -> Iterator[str]:
+        """Sample 0 while it grows: the last one is `sample(1, seed, prompt)[0]`."""
+        return self._sampling.stream(self._seed(seed), prompt)
+
+    def _seed(self, seed: int | None) -> int:
+        """That of the experiment if no other is given."""
+        return self.experiment.seed if seed is None else seed
 
     def pictures(self) -> Mapping[str, np.ndarray]:
         """What the objective has to show beside samples: name -> uint8 `[rows, columns, height, width, channels]`."""

@@ -35,6 +35,7 @@ def test_windows_of_a_short_text():
     assert tokens.dtype == tf.int32
     np.testing.assert_array_equal(tokens, [[1, 2, 3, 1], [3, 1, 2, 4], [0, 5, 6, 7]])
     assert source.decode(tokens) == ["abca", "cabd", "\nxyz"]
+    np.testing.assert_array_equal(source.encode("cabd"), tokens[1])
 
 
 def test_by_default_each_token_but_the_first_is_a_target_once():
