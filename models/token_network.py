@@ -19,11 +19,14 @@ class TokenNetwork(Protocol):
 
     name: str
     trainable_variables: Sequence[keras.Variable]
+    context: int | None
+    """Tokens of the longest text; None if there is no longest."""
     carry: Mapping[str, Sequence[int]]
     """Shapes for one text of the states that can be carried along streams, in the variable dtype; empty if there are none."""
 
     def start(self, rows: int, length: int) -> dict[str, tf.Tensor]:
-        """The state of so many texts before their first tokens, with room for `length` tokens of each."""
+        """The state of so many texts before their first tokens, with room for `length` tokens of each: tensors `[rows, …]`, and
+        scalars that are the same for all texts."""
 
     def __call__(
         self,

@@ -19,7 +19,13 @@ NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.
 
 
 def test_each_family_has_a_config():
-    assert {name.split("/")[0] for name in NAMES} == {"classifier", "gan", "vae", "lstm"}
+    assert {name.split("/")[0] for name in NAMES} == {
+        "classifier",
+        "gan",
+        "vae",
+        "lstm",
+        "transformer",
+    }
 
 
 def _write_mnist(folder: pathlib.Path) -> None:
