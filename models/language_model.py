@@ -33,7 +33,8 @@ class LanguageModel:
       optimizer: moves the network.
 
     Raises:
-      ValueError: if the data are no tokens, or the decoding does not fit them.
+      ValueError: if the data are no tokens, or the decoding does not fit them; from `build`, if windows or samples are longer
+        than the network's context.
     """
 
     def __init__(
@@ -47,12 +48,14 @@ class LanguageModel:
         self.vocabulary = _vocabulary(element_spec)
         decoding.check(self.vocabulary)
         self.streamed = "begins" in element_spec
+        self.window = element_spec["tokens"].shape[0] - 1
         self.network_factory = network
         self.decoding = decoding
         self.optimizer = optimizer
 
     def build(self, noise: Noise) -> None:
         self.network = self.network_factory(self.vocabulary, noise=noise("network"), name="network")
+        self._check_context(self.network.context)
         self.networks = {"network": self.network}
         self.carry = self.network.carry
         self.phases = [
@@ -147,6 +150,20 @@ class LanguageModel:
             there = tf.sequence_mask(batch["targets"], targets.shape[1], noise.dtype)
         carried = {name: state[name] for name in self.carry if name in batch}
         return nats * there, tf.cast(right, noise.dtype) * there, there, carried
+
+    def _check_context(self, context: int | None) -> None:
+        """Raises ValueError if windows or samples are longer than the network's context, before anything is trained."""
+        prompt, length = len(self.decoding.prompt), self.decoding.length
+        if context is not None and self.window > context:
+            raise ValueError(
+                f"the network's context is {context}, and windows have {self.window} tokens: "
+                "give a larger context or a smaller window"
+            )
+        if context is not None and prompt + length > context:
+            raise ValueError(
+                f"the network's context is {context}, and samples have {prompt} + {length} tokens with the prompt: "
+                f"set Decoding.length to {context - prompt} or less, or give a larger context"
+            )
 
     def _state(self, batch: Batch) -> dict[str, tf.Tensor] | None:
         """Of the network before a window, if it is carried: zero where a stream begins."""

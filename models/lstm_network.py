@@ -64,6 +64,7 @@ class LSTMNetwork(keras.layers.Layer):
         self.vocabulary = vocabulary
         self.embedding = embedding
         self.tied = tied
+        self.context = None
         self.noise = noise
         self.initial_range = initial_range
         self.layers = [

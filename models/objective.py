@@ -81,6 +81,8 @@ class Optimizer:
       learning_rate: a number, or a function of the training step (scalar int64), such as a Keras schedule.
       clip_norm: the gradient, summed over all replicas, is scaled down to this global norm (Pascanu et al. 2013); None
         leaves it.
+      decay_vectors: whether the rule's `weight_decay` moves weights of fewer than two axes too: biases, and factors of
+        norms.
 
     Raises:
       ValueError: if a number would turn the descent round.
@@ -89,6 +91,7 @@ class Optimizer:
     rule: Callable[[], keras.optimizers.Optimizer] = keras.optimizers.Adam
     learning_rate: float | Callable[[tf.Tensor], tf.Tensor] = 1e-3
     clip_norm: float | None = None
+    decay_vectors: bool = True
 
     def __post_init__(self) -> None:
         if self.clip_norm is not None and not self.clip_norm > 0:

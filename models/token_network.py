@@ -19,6 +19,8 @@ class TokenNetwork(Protocol):
 
     name: str
     trainable_variables: Sequence[keras.Variable]
+    context: int | None
+    """Tokens of the longest text; None if there is no longest."""
     carry: Mapping[str, Sequence[int]]
     """Shapes for one text of the states that can be carried along streams, in the variable dtype; empty if there are none."""
 

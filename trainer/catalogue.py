@@ -54,6 +54,7 @@ def registry() -> config.Registry:
     from models.ngrams import NGrams
     from models.objective import Optimizer
     from models.resnet_networks import ResNetDiscriminator, ResNetGenerator
+    from models.transformer_network import TransformerNetwork
     from models.vae import VAE
     from models.vq_vae import VQVAE
     from trainer.experiment import Experiment
@@ -95,7 +96,8 @@ def registry() -> config.Registry:
     decoders = (ConvolutionalDecoder, MLPDecoder, ResidualDecoder, ResNetGenerator)
     for network in (*encoders, *decoders):
         names.register(network, given={"shape", "inputs", "outputs", "noise", "name", "classes"})
-    names.register(LSTMNetwork, given={"vocabulary", "noise", "name"})
+    for of_tokens in (LSTMNetwork, TransformerNetwork):
+        names.register(of_tokens, given={"vocabulary", "noise", "name"})
     for part in (StandardNormal, StochasticLayer, Bernoulli, Gaussian, LogisticMixture):
         names.register(part, given={"units", "shape", "noise", "name"})
     for rule in OPTIMIZERS:

@@ -216,7 +216,9 @@ class Update:
         by_adam = isinstance(self.rule, keras.optimizers.Muon)
         by_adam = by_adam and self.rule._should_use_adamw(variable)
         decay = self.rule.adam_weight_decay if by_adam else self.rule.weight_decay
-        decay = decay if decay and self.rule._use_weight_decay(variable) else None
+        decays = self.rule._use_weight_decay(variable)
+        decays = decays and (self.phase.optimizer.decay_vectors or len(variable.shape) > 1)
+        decay = decay if decay and decays else None
 
         def move(component: tf.Variable, gradient: tf.Tensor, rate: tf.Tensor) -> None:
             # Decoupled from the gradient (Loshchilov and Hutter 2019), before the rule moves the weight, as Keras does.

@@ -11,9 +11,10 @@ import tensorflow as tf
 from input_pipeline.corpus import Corpus, pydoc_topics
 from input_pipeline.digits import Digits
 from input_pipeline.split import Split
-from input_pipeline.text import TextStreams
+from input_pipeline.text import TextStreams, TextWindows
 from input_pipeline.transforms import Binarize, Dequantize, Shift
 from models.bounds import ELBO, IWAE
+from models.decoding import Decoding
 from models.gan import GAN
 from models.grid_networks import ResidualDecoder, ResidualEncoder
 from models.image_networks import ConvolutionalDecoder, ConvolutionalEncoder
@@ -24,6 +25,7 @@ from models.lstm_network import LSTMNetwork
 from models.mlp import MLPDecoder, MLPEncoder
 from models.objective import Optimizer, Phase
 from models.resnet_networks import ResNetDiscriminator, ResNetGenerator
+from models.transformer_network import TransformerNetwork
 from models.vae import VAE
 from models.vq_vae import VQVAE
 from trainer.experiment import Experiment
@@ -183,6 +185,29 @@ def lstm(**fields: object) -> Experiment:
         "validation": TextStreams(corpus, "held out", window=30, streams=6),
     }
     return _experiment(objective, best="loss", **(values | fields))
+
+
+def transformer(**fields: object) -> Experiment:
+    """Two blocks with dropout everywhere, AdamW that leaves vectors alone, clipping, windows in shuffled order."""
+    objective = functools.partial(
+        LanguageModel,
+        network=functools.partial(
+            TransformerNetwork, layers=2, heads=2, width=8, context=12, dropout=0.2
+        ),
+        decoding=Decoding(length=11),
+        optimizer=Optimizer(
+            rule=functools.partial(keras.optimizers.AdamW, weight_decay=0.1),
+            learning_rate=3e-3,
+            clip_norm=0.3,
+            decay_vectors=False,
+        ),
+    )
+    values = {
+        "source": TextWindows(pydoc_topics(), window=12),
+        "validation": TextWindows(pydoc_topics(), "validation", window=12, stride=500),
+        "evaluate_every": 10,
+    }
+    return _experiment(objective, "loss", **(values | fields))
 
 
 FAMILIES = {"gan": gan, "vae": vae, "lstm": lstm}

@@ -20,7 +20,8 @@ NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.
 
 
 def test_each_family_has_a_config():
-    assert {name.split("/")[0] for name in NAMES} == {"classifier", "gan", "vae", "lstm"}
+    families = {"classifier", "gan", "vae", "lstm", "transformer"}
+    assert {name.split("/")[0] for name in NAMES} == families
 
 
 def _write_mnist(folder: pathlib.Path) -> None:

@@ -12,6 +12,7 @@ from tests.contract.families import (
     dcgan,
     fingerprint,
     iwae,
+    transformer,
     two_layers,
     vq_vae,
 )
@@ -117,6 +118,20 @@ def test_a_codebook_is_the_same(tmp_path):
     two = train(vq_vae(steps=20), LAYOUTS["replicas2_accumulation2"], tmp_path / "two")
     assert_close(two, one, losses=1e-9, weights=1e-8)
     assert abs(one.weights["codebook/sums"] - one.initial["codebook/sums"]).max() > 0.01
+
+
+def test_a_transformer_is_the_same(tmp_path):
+    """With dropout in attention, and in samples, which go through its cache."""
+    one = train(transformer(steps=20, samples=4), ONE, tmp_path / "one")
+    two = train(
+        transformer(steps=20, samples=4), LAYOUTS["replicas2_accumulation2"], tmp_path / "two"
+    )
+    assert_close(two, one, losses=1e-9, weights=1e-8)
+    assert one.rows[-1][2]["train/loss"] < one.rows[0][2]["train/loss"]
+    samples = [sorted((tmp_path / n / "samples").glob("*.txt")) for n in ("one", "two")]
+    assert samples[0]
+    for first, second in zip(*samples, strict=True):
+        assert first.read_text() == second.read_text()
 
 
 def test_ids_noise_and_augmentation_are_equal_to_the_bit(tmp_path):

@@ -314,6 +314,9 @@ class PaperTrainer:
         self.note(f"anchor {which}")
         return {"last": 3, "best": 2}[which]
 
+    def baseline(self) -> dict[str, float]:
+        return {}
+
     def evaluate(self) -> dict[str, float]:
         return self.metrics
 

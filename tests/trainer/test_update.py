@@ -261,6 +261,16 @@ def test_excluded_weights_do_not_decay():
     np.testing.assert_array_equal(bias, before[1])
 
 
+def test_vectors_can_be_left_out_of_decay():
+    """As above by `decay_vectors`: matrices decay, the bias does not."""
+    rule = functools.partial(keras.optimizers.AdamW, weight_decay=DECAY)
+    runner = Runner(lambda: phase(*variables(), rule=rule, learning_rate=RATE, decay_vectors=False))
+    kernel, bias = runner(0, np.zeros([3, 4]), np.zeros([4]))
+    before = [variable.numpy() for variable in variables()]
+    np.testing.assert_allclose(kernel, before[0] * (1 - RATE * DECAY), rtol=1e-14)
+    np.testing.assert_array_equal(bias, before[1])
+
+
 def test_weights_in_float32_under_float64_rates():
     """Decay and rate are cast to the weight's own dtype."""
     rule = functools.partial(keras.optimizers.SGD, weight_decay=DECAY)
