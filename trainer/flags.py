@@ -31,7 +31,7 @@ usage: lockstep MODE [CONFIG …] --workdir=FOLDER [flags]
 
 EXIT_CODES = """\
 exit codes: 0 done, 64 wrong command line, 65 bad data, 69 a package is missing, 70 diverged or internal error,
-            73 and 77 the workdir cannot be written, 75 preempted and saved (start again), 78 wrong configuration,
+            73 and 77 the workdir cannot be written, 75 preempted and saved, or a worker is missing (start again), 78 wrong configuration,
             130 interrupted by Ctrl-C (what was saved before stays; SIGTERM saves first)
 """
 
@@ -101,7 +101,9 @@ def _define() -> flags.FlagValues:
     flags.DEFINE_integer(
         "virtual_devices", 0, "split the CPU in so many devices", flag_values=values
     )
-    flags.DEFINE_list("hosts", [], "host:port of every worker; else TF_CONFIG", flag_values=values)
+    flags.DEFINE_list(
+        "hosts", [], "host:port of every worker; else the environment", flag_values=values
+    )
     flags.DEFINE_integer("worker", None, "which of the hosts this is, from 0", flag_values=values)
     flags.DEFINE_string("tpu", None, 'name of a TPU, or "local"', flag_values=values)
     flags.DEFINE_enum("xla", "auto", XLA, "auto is on for GPU and TPU", flag_values=values)
@@ -110,6 +112,9 @@ def _define() -> flags.FlagValues:
     )
     flags.DEFINE_integer(
         "steps_per_loop", 20, "steps between two looks of the host", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "start_seconds", 600, "how long workers wait for each other", flag_values=values
     )
     return values
 
@@ -170,7 +175,7 @@ def parse(arguments: Sequence[str]) -> CommandLine:
         **{field.name: value[field.name] for field in dataclasses.fields(Hardware)}
         | {"hosts": tuple(value["hosts"])}
     )
-    hosts, _ = workers(hardware, os.environ)
+    hosts = workers(hardware, os.environ).hosts
     if value["features"] is not None and len(hosts) > 1:
         raise UsageError("--features compares on one machine: evaluate the run afterwards on one")
     configs += value["gin_file"]

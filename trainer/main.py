@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from trainer import config, config_files, durable, flags, workdir
+from trainer import config, config_files, durable, flags, peers, workdir
 from trainer.catalogue import registry
 from trainer.exits import (
     CannotCreate,
@@ -26,7 +26,7 @@ from trainer.exits import (
     UserError,
     one_line,
 )
-from trainer.hardware import Hardware
+from trainer.hardware import Hardware, workers
 from trainer.preemption import stop_signal
 
 if TYPE_CHECKING:
@@ -75,7 +75,22 @@ def _answer(arguments: Sequence[str]) -> None:
     except flags.Answer as answer:
         print(str(answer).rstrip())
         return
-    {"train": train, "evaluate": evaluate, "sample": sample}[line.mode](line, arguments)
+    mode = {"train": train, "evaluate": evaluate, "sample": sample}[line.mode]
+    try:
+        mode(line, arguments)
+    except Exception as error:
+        problem = _peer_problem(error, line.hardware)
+        if problem is None:
+            raise
+        raise problem from error
+
+
+def _peer_problem(error: Exception, hardware: Hardware) -> UserError | None:
+    """What TensorFlow's error says of other workers, None if it says nothing of them."""
+    if isinstance(error, UserError):
+        return None
+    found = workers(hardware, os.environ)
+    return peers.lost(error, found.hosts, found.worker)
 
 
 def _say(text: str) -> None:

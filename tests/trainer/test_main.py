@@ -113,6 +113,7 @@ MISTAKES = {
     "evaluate --count=3 --workdir=w": (
         "--count is for the samples that --features compares: give both, or none"
     ),
+    "train x --start_seconds=0 --workdir=w": "--start_seconds=0: it must be at least 1",
     "sample --dry_run --workdir=w": "--dry_run is for train, not for sample: remove it",
     "train x --checkpoint=best --workdir=w": (
         "--checkpoint is for evaluate and sample, not for train: remove it"
