@@ -17,6 +17,7 @@ MODES = {
     "train": "train a model; goes on by itself if the workdir holds a run",
     "evaluate": "metrics of a run on its held-out examples, and of its samples in the eyes of a network",
     "sample": "draw from the model of a run",
+    "doctor": "what is here: workers, devices, TensorFlow, storage; whether a training could start",
 }
 
 USAGE = """\
@@ -27,6 +28,7 @@ usage: lockstep MODE [CONFIG …] --workdir=FOLDER [flags]
   lockstep evaluate --workdir=runs/vae
   lockstep sample --workdir=runs/vae --count=16
   lockstep evaluate --workdir=runs/vae --features=runs/classifier
+  lockstep doctor --workdir=runs/vae
 """
 
 EXIT_CODES = """\
@@ -175,7 +177,7 @@ def parse(arguments: Sequence[str]) -> CommandLine:
         **{field.name: value[field.name] for field in dataclasses.fields(Hardware)}
         | {"hosts": tuple(value["hosts"])}
     )
-    hosts = workers(hardware, os.environ).hosts
+    hosts = () if mode == "doctor" else workers(hardware, os.environ).hosts
     if value["features"] is not None and len(hosts) > 1:
         raise UsageError("--features compares on one machine: evaluate the run afterwards on one")
     configs += value["gin_file"]
@@ -198,6 +200,10 @@ def _check_files(mode: str, configs: Sequence[str], value: Mapping[str, Any]) ->
     workdir = value["workdir"]
     if workdir is not None and (not workdir or "://" in workdir):
         raise UsageError(f'--workdir="{workdir}" is not a folder: give a local or mounted one')
+    if mode == "doctor":
+        if configs:
+            raise UsageError(f"doctor needs no configuration: remove {configs[0]}")
+        return
     if workdir is None and not value["dry_run"]:
         name = configs[0].replace("/", "-").removesuffix(".gin") if configs else "NAME"
         raise UsageError(f"no --workdir: say where the run is kept, such as --workdir=runs/{name}")

@@ -75,7 +75,7 @@ def _answer(arguments: Sequence[str]) -> None:
     except flags.Answer as answer:
         print(str(answer).rstrip())
         return
-    mode = {"train": train, "evaluate": evaluate, "sample": sample}[line.mode]
+    mode = {"train": train, "evaluate": evaluate, "sample": sample, "doctor": doctor}[line.mode]
     try:
         mode(line, arguments)
     except Exception as error:
@@ -264,6 +264,18 @@ def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         path = Path(line.workdir or "") / "samples" / f"step-{step:08d}-{name}.png"
         durable.write(path, pictures.png(pictures.table(cells)))
         print(path)
+
+
+def doctor(line: flags.CommandLine, arguments: Sequence[str]) -> None:
+    """Prints what is here as a table and as one line of JSON, and ends as the first problem would end a training."""
+    from trainer.doctor import examine
+
+    report = examine(
+        line.hardware, os.environ, None if line.workdir is None else Path(line.workdir)
+    )
+    report.print()
+    if report.problem:
+        raise report.problem
 
 
 # ---------------------------------------------------------------------- steps of the modes
