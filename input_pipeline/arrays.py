@@ -1,4 +1,4 @@
-"""Examples in arrays: held in memory and read by one gather a feature, or made by a function of NumPy."""
+"""Examples in arrays: held in memory or mapped into it and read by one gather a feature, or made by a function of NumPy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class Arrays:
     """Arrays with a common first dimension.
 
     They become tensors at the first read, not before: a source may be made before TensorFlow's devices are set up. The
-    tensors are captured by the functions that read them, not copied into their graphs as constants.
+    tensors are captured by the functions that read them, not copied into their graphs as constants. Memory maps
+    (`np.memmap`) stay what they are: only the rows that are asked for are copied.
 
     Args:
       arrays: name -> `[n, …]`.
@@ -28,17 +29,32 @@ class Arrays:
 
     def read(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
         """The rows `ids` (int64 of any shape) of each array: name -> `[*ids.shape, …]`."""
-        return {name: tf.gather(tensor, ids) for name, tensor in self._tensors.items()}
+        return {
+            name: _mapped_rows(np.asarray(array), ids)
+            if isinstance(array, np.memmap)
+            else tf.gather(self._tensors[name], ids)
+            for name, array in self.arrays.items()
+        }
 
     @functools.cached_property
     def _tensors(self) -> dict[str, tf.Tensor]:
         with tf.init_scope(), tf.device("CPU:0"):
-            return {name: tf.constant(array) for name, array in self.arrays.items()}
+            return {
+                name: tf.constant(array)
+                for name, array in self.arrays.items()
+                if not isinstance(array, np.memmap)
+            }
+
+
+def _mapped_rows(array: np.ndarray, ids: tf.Tensor) -> tf.Tensor:
+    # take lets other threads run, indexing does not.
+    take = functools.partial(array.take, axis=0)
+    return numpy_rows(take, ids, tf.as_dtype(array.dtype), array.shape[1:])
 
 
 def numpy_rows(
     function: Callable[[Any], np.ndarray], ids: tf.Tensor, dtype: tf.DType, shape: tuple[int, ...]
 ) -> tf.Tensor:
-    """What a function of NumPy makes of `ids` (`[n]`), `[n, *shape]`, also in a graph: it is called in tf.data's threads."""
+    """What a function of NumPy makes of `ids`, `[*ids.shape, *shape]`, also in a graph: it is called in tf.data's threads."""
     rows = tf.numpy_function(function, [ids], dtype, stateful=False)
     return tf.ensure_shape(rows, (*ids.shape, *shape))

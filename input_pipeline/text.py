@@ -13,7 +13,13 @@ from input_pipeline.corpus import Corpus
 
 
 class Text:
-    """Windows of one part of a corpus: "tokens", int32 `[window + 1]`, of which all but the first are targets."""
+    """Windows of one part of a corpus.
+
+    Features: "tokens", int32 `[window + 1]`, of which all but the first are targets; and unless tokens do not say all of a text,
+    as words do not, "characters", int32, how many the window's targets stand for: over windows in which each token is a target
+    once they add up to the characters of the text behind its first token, whatever the tokens, so that nats divided by them are
+    nats a character.
+    """
 
     def __init__(self, corpus: Corpus, part: str, window: int) -> None:
         if window < 1:
@@ -29,22 +35,49 @@ class Text:
         self.element_spec: ElementSpec = {
             "tokens": Feature((window + 1,), "int32", corpus.tokenizer.size)
         }
+        self._characters = None
+        characters = corpus.tokenizer.characters
+        if characters is not None:
+            self._characters = Arrays({"characters": characters})
+            self.element_spec = {**self.element_spec, "characters": Feature((), "int32")}
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """All tokens of the part, integers `[n]`."""
+        return self._arrays.arrays["tokens"]
+
+    def encode(self, text: str) -> np.ndarray:
+        """Tokens of a text, integers `[n]`.
+
+        Raises:
+          DataError: if the text has something that is not in the vocabulary.
+        """
+        return self.corpus.tokenizer.encode(text)
 
     def decode(self, samples: Any) -> list[str]:
         """Texts of tokens, integers `[n, length]`."""
         return [self.corpus.tokenizer.decode(row) for row in np.asarray(samples)]
 
-    def _windows(self, starts: tf.Tensor) -> tf.Tensor:
-        """Tokens int32 `[n, window + 1]` from these places on, `[n]`; after its end the last one of the text."""
+    def _windows(self, starts: tf.Tensor, targets: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+        """The windows from these places on, int64 `[n]`, of which the first `targets`, int32 `[n]`, are targets, or all.
+
+        After its end the last token of the text follows.
+        """
         places = starts[:, tf.newaxis] + tf.range(self.window + 1, dtype=tf.int64)
         last = len(self._arrays) - 1
-        return tf.cast(self._arrays.read(tf.minimum(places, last))["tokens"], tf.int32)
+        tokens = tf.cast(self._arrays.read(tf.minimum(places, last))["tokens"], tf.int32)
+        if self._characters is None:
+            return {"tokens": tokens}
+        characters = self._characters.read(tokens[:, 1:])["characters"]
+        if targets is not None:
+            characters *= tf.sequence_mask(targets, self.window, tf.int32)
+        return {"tokens": tokens, "characters": tf.reduce_sum(characters, 1)}
 
 
 class TextWindows(Text):
     """Windows of a text, one every `stride` tokens, in any order; what is left at the end is not read.
 
-    Feature: "tokens", int32 `[window + 1]`: `window` inputs, and as targets the same moved on by one.
+    Features: "tokens", int32 `[window + 1]`: `window` inputs, and as targets the same moved on by one; "characters", see `Text`.
 
     Args:
       corpus: the text.
@@ -70,7 +103,7 @@ class TextWindows(Text):
 
     def read(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
         """The windows of `ids` (int64 `[n]`)."""
-        return {"tokens": self._windows(ids * self.stride)}
+        return self._windows(ids * self.stride)
 
 
 class TextStreams(Text):
@@ -80,7 +113,8 @@ class TextStreams(Text):
     stream: see `batches.Streamed`.
 
     Features: "tokens", int32 `[window + 1]`; "targets", int32, how many of those after the first are the stream's own, fewer
-    than `window` at its end; "begins", bool, whether the window is the first of its stream.
+    than `window` at its end; "begins", bool, whether the window is the first of its stream; "characters", of these targets, see
+    `Text`.
 
     Args:
       corpus: the text.
@@ -120,8 +154,5 @@ class TextStreams(Text):
         stream, window = ids % self.streams, ids // self.streams
         start = stream * self._targets // self.streams + window * self.window
         end = (stream + 1) * self._targets // self.streams
-        return {
-            "tokens": self._windows(start),
-            "targets": tf.cast(tf.clip_by_value(end - start, 0, self.window), tf.int32),
-            "begins": window == 0,
-        }
+        targets = tf.cast(tf.clip_by_value(end - start, 0, self.window), tf.int32)
+        return {**self._windows(start, targets), "targets": targets, "begins": window == 0}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from models.decoding import Decoding
 from models.lstm_network import LSTMNetwork
-from models.objective import Batch, Feature, Metrics, Noise, Optimizer, Phase
+from models.objective import Batch, Feature, Metrics, Noise, Optimizer, Phase, State
 from models.token_network import TokenNetworkFactory
 
 CLIPPED_ADAM = Optimizer(clip_norm=1.0)
@@ -18,7 +19,8 @@ DECODING = Decoding()
 
 
 class LanguageModel:
-    """Predicts each token of a window from those before it. Implements `objective.Objective`, `Carrying` and `Summarised`.
+    """Predicts each token of a window from those before it. Implements `objective.Objective`, `Carrying`, `Summarised`
+    and `Writing`.
 
     Along streams of text a network's state is carried from a window to the next, if it has one, and the gradient is cut
     between them (truncated back-propagation through time; Zaremba et al. 2014). Else each window begins with nothing
@@ -63,21 +65,24 @@ class LanguageModel:
         ]
 
     def loss(self, batch: Batch, noise: Noise, step: tf.Tensor) -> tuple[tf.Tensor, Metrics]:
-        """-log p of a window's targets, in nats divided by the length of a window, `[b]`; the metrics are the same in bits, the
-        share of targets that were the likeliest tokens, and the carried state."""
+        """-log p of a window's targets, in nats divided by the length of a window, `[b]`; the metrics are the share of targets
+        that were the likeliest tokens, "accuracy", and the carried state."""
         nats, right, _, carried = self._predict(batch, noise, training=True)
         loss = tf.reduce_mean(nats, 1)
-        metrics = {"bits_per_token": loss / math.log(2), "accuracy": tf.reduce_mean(right, 1)}
-        return loss, metrics | carried
+        return loss, {"accuracy": tf.reduce_mean(right, 1)} | carried
 
     def evaluate(self, batch: Batch, noise: Noise, step: tf.Tensor) -> Metrics:
-        """Of each place in a window, `[b, window]`: "nats", "right" and "targets", for `summary`; and the carried state."""
+        """Of each place in a window, `[b, window]`: "nats", "right" and "targets", for `summary`; "characters", `[b]`, how many
+        these stand for, if the data say so; and the carried state."""
         nats, right, targets, carried = self._predict(batch, noise, training=False)
-        return {"nats": nats, "right": right, "targets": targets} | carried
+        metrics = {"nats": nats, "right": right, "targets": targets}
+        if "characters" in batch:
+            metrics["characters"] = tf.cast(batch["characters"], nats.dtype)
+        return metrics | carried
 
     def summary(self, means: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Of all targets together: "loss" in nats a token, "bits_per_token", "perplexity", its exponential, and "accuracy", the
-        share of targets that were the likeliest token.
+        """Of all targets together: "loss" in nats a token, "perplexity", its exponential, "accuracy", the share of targets that
+        were the likeliest token, and "bits_per_character", if the data say how many characters the targets stand for.
 
         Of windows that begin with no state also the loss at places 1, 2, 4, … in nats, "loss_at_1" and so on.
         """
@@ -85,18 +90,46 @@ class LanguageModel:
         loss = nats.sum() / targets.sum()
         metrics = {
             "loss": loss,
-            "bits_per_token": loss / math.log(2),
             "perplexity": np.exp(loss),
             "accuracy": right.sum() / targets.sum(),
         }
+        if "characters" in means:
+            metrics["bits_per_character"] = nats.sum() / means["characters"] / math.log(2)
         if not (self.streamed and self.carry):
             places = [2**i for i in range(len(nats).bit_length())]
             metrics |= {f"loss_at_{place}": nats[place - 1] for place in places}
         return metrics
 
-    def sample(self, noise: Noise) -> tf.Tensor:
+    @property
+    def end(self) -> int | None:
+        return self.decoding.end
+
+    @property
+    def length(self) -> int:
+        return self.decoding.length
+
+    @property
+    def streams(self) -> bool:
+        """Unless it searches, since beams may be given up at any token."""
+        return self.decoding.beams is None
+
+    def sample(self, noise: Noise, prompt: Sequence[int] | None = None) -> tf.Tensor:
         """Tokens, int32 `[rows, length]`: see `Decoding`."""
-        return self.decoding(self.network, noise)
+        return self._decoding(prompt)(self.network, noise)
+
+    def begin(self, noise: Noise, prompt: Sequence[int] | None = None) -> State:
+        return self._decoding(prompt).begin(self.network, noise)
+
+    def go_on(self, noise: Noise, state: State, count: int) -> tuple[tf.Tensor, State]:
+        return self.decoding.go_on(self.network, noise, state, count)
+
+    def _decoding(self, prompt: Sequence[int] | None) -> Decoding:
+        """With this prompt if there is one."""
+        if prompt is None:
+            return self.decoding
+        decoding = dataclasses.replace(self.decoding, prompt=tuple(prompt))
+        decoding.check(self.vocabulary)
+        return decoding
 
     def _predict(
         self, batch: Batch, noise: Noise, training: bool

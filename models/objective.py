@@ -51,6 +51,10 @@ class Noise(Protocol):
         """`[rows, *shape]`, mean 0, variance 1."""
 
 
+State = dict[str, Any]
+"""What samples that are not finished need to go on: name -> tensor `[b, …]` or scalar, or such a dictionary."""
+
+
 class Feature(Protocol):
     """What an objective may know of one feature of the data: see `input_pipeline.batches`."""
 
@@ -173,6 +177,38 @@ class Summarised(Protocol):
         """What is reported: functions of the exact means over the split, float64 without the axis of examples.
 
         Its names must not depend on the means: it is called on zeros to learn them.
+        """
+
+
+class Writing(Protocol):
+    """An objective whose samples are tokens, each drawn after those before it, which can go on from a prompt."""
+
+    @property
+    def end(self) -> int | None:
+        """The token with which a sample ends, and which fills it up to its length; None if none does."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sample, its prompt not among them."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether the first tokens of a sample are known before the last."""
+
+    def sample(self, noise: Noise, prompt: Sequence[int] | None = None) -> tf.Tensor:
+        """As `Objective.sample`, int32 `[rows, length]`, after a prompt of one or more tokens in place of its own.
+
+        Raises:
+          ValueError: if it cannot go on from the prompt.
+        """
+
+    def begin(self, noise: Noise, prompt: Sequence[int] | None = None) -> State:
+        """The state of samples before their first tokens; only where it streams."""
+
+    def go_on(self, noise: Noise, state: State, count: int) -> tuple[tf.Tensor, State]:
+        """The next tokens, int32 `[rows, count]`, with zeros after the last, and the state after them; only where it streams.
+
+        The parts of a sample are those of `sample` on the same noise.
         """
 
 

@@ -23,7 +23,8 @@ class TokenNetwork(Protocol):
     """Shapes for one text of the states that can be carried along streams, in the variable dtype; empty if there are none."""
 
     def start(self, rows: int, length: int) -> dict[str, tf.Tensor]:
-        """The state of so many texts before their first tokens, with room for `length` tokens of each."""
+        """The state of so many texts before their first tokens, with room for `length` tokens of each: `[rows, …]`, or scalars that
+        all rows share, since a beam search moves rows."""
 
     def __call__(
         self,

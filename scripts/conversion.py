@@ -36,6 +36,16 @@ SRC is one of
 DST holds images.npy, labels.npy and index.json, the same bytes each time. It is written as .DST.partial and renamed when
 it is complete; stopped before, the same command goes on. In a configuration it is Packed.folder = "DST".
 """
+TEXTS = """\
+SRC is one of
+  a text in UTF-8
+  a folder of them, whose files *.txt are joined by new lines in the order of their names
+  a table, *.csv, *.tsv or *.jsonl, or a folder of them, of which the rows of a column are joined by new lines (--column)
+
+DST holds train.npy, validation.npy and test.npy, tokenizer.json and index.json, the same bytes each time. It is written as
+.DST.partial and renamed when it is complete; stopped before, the same command goes on. In a configuration it is
+packed_corpus.folder = "DST".
+"""
 LINE_SECONDS = 10.0
 REFRESH_SECONDS = 0.1
 
@@ -45,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     line = _parser().parse_args(arguments)
     try:
         backend.start()
-        {"images": _images, "verify": _verify}[line.command](line)
+        {"images": _images, "text": _text, "verify": _verify}[line.command](line)
     except KeyboardInterrupt:
         print("lockstep: interrupted; the same command goes on", file=sys.stderr)
         return INTERRUPTED
@@ -88,6 +98,43 @@ def _parser() -> argparse.ArgumentParser:
         "--label_feature", metavar="KEY", help="of integers (default: no labels, or label)"
     )
     images.add_argument("--classes", type=int, metavar="N", help="how many --label_feature has")
+    text = commands.add_parser(
+        "text",
+        help="pack a text, as tokens, into a folder that is mapped into memory",
+        description="Packs a text, as tokens, into a folder that is mapped into memory.",
+        epilog=TEXTS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    text.add_argument("source", metavar="SRC")
+    text.add_argument("destination", metavar="DST", help="a folder, which must not be there yet")
+    text.add_argument(
+        "--tokens",
+        default="characters",
+        metavar="KIND",
+        help="characters, bytes, words, subwords (byte pair encoding, learnt from the training part) or the path of a "
+        "tokenizer.json (default: characters)",
+    )
+    text.add_argument(
+        "--vocabulary",
+        type=int,
+        metavar="N",
+        help="how many words, with <eos> and <unk>, or subwords (default: all words)",
+    )
+    text.add_argument(
+        "--extra_characters",
+        default="",
+        metavar="TEXT",
+        help="that have tokens even if the training part lacks them",
+    )
+    text.add_argument("--column", metavar="NAME", help="of tables")
+    for part, share in (("validation", 0.1), ("test", 0.0)):
+        text.add_argument(
+            f"--{part}",
+            type=_share_or_path,
+            default=share,
+            metavar="SHARE|PATH",
+            help=f"held out, of SRC's end or a source of its own (default: {share})",
+        )
     verify = commands.add_parser(
         "verify",
         help="compare a packed folder with its checksums",
@@ -106,8 +153,31 @@ def _images(line: argparse.Namespace) -> None:
     print(line.destination)
 
 
+def _text(line: argparse.Namespace) -> None:
+    from input_pipeline.batches import DataError
+    from input_pipeline.packed_corpus import pack_corpus
+    from input_pipeline.reading import TABLES
+    from input_pipeline.text_files import files_of, make_tokenizer, read_texts
+    from input_pipeline.writing import check_new
+
+    check_new(line.destination)
+    try:
+        texts = read_texts(line.source, line.tokens, line.validation, line.test, line.column)
+        tokenizer = make_tokenizer(texts, line.tokens, line.vocabulary, line.extra_characters)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    given = [path for path in (line.validation, line.test) if isinstance(path, str)]
+    suffixes = TABLES if line.column else (".txt",)
+    files = [file for path in (line.source, *given) for file in files_of(path, suffixes)]
+    with Progress(sys.stderr, "characters") as progress:
+        pack_corpus(texts, tokenizer, line.destination, _identity(line, files), progress)
+    print(line.destination)
+
+
 def _verify(line: argparse.Namespace) -> None:
-    from input_pipeline.packed import verify
+    from input_pipeline.manifest import verify
 
     with Progress(sys.stderr, "bytes") as progress:
         total = verify(line.destination, progress)
@@ -174,6 +244,13 @@ def _is_tfrecord(files: Sequence[pathlib.Path]) -> bool:
 def _refuse(flags: set[str], what: str) -> None:
     if flags:
         raise UsageError(f"--{min(flags)} is not for {what}: leave it out")
+
+
+def _share_or_path(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

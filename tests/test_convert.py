@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import io
+import re
 import struct
 import subprocess
 from pathlib import Path
@@ -16,6 +17,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from input_pipeline.packed import Packed
+from input_pipeline.packed_corpus import packed_corpus
+from input_pipeline.text_files import text_files
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = np.random.default_rng(0).integers(0, 256, (6, 4, 5), np.uint8)
@@ -135,8 +138,53 @@ def test_another_folder_of_the_same_pictures_gives_the_same_bytes(sources, conve
         assert one.read_bytes() == other.read_bytes()
 
 
+LINES = "".join(f"line {i} of the text, naïvely\n" for i in range(200))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tokens", "vocabulary"),
+    [
+        ("", "characters", None),
+        ("--tokens=bytes --validation=0.25", "bytes", None),
+        ("--tokens=words --vocabulary=20 --test=0.1", "words", 20),
+        ("--column=text", "characters", None),
+        ("--tokens=subwords --vocabulary=300 --validation=other --test=0", "subwords", 300),
+    ],
+)
+def test_texts(arguments, tokens, vocabulary, tmp_path, conversion, monkeypatch, capsys):
+    """The same as without packing, and the same bytes each time."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(LINES)
+    Path("other").mkdir()
+    Path("other/one.txt").write_text("another line\n")
+    source, column = "text.txt", None
+    if "column" in arguments:
+        source, column = "table.csv", "text"
+        Path(source).write_text("text\n" + LINES.replace(",", ""))
+    for folder in ("packed", "again"):
+        assert conversion.main(["text", source, folder, *arguments.split()]) == 0
+        assert capsys.readouterr().out == f"{folder}\n"
+        assert conversion.main(["verify", folder]) == 0
+        assert "bytes as they were written" in capsys.readouterr().out
+    shares = dict(re.findall(r"--(validation|test)=(\S+)", arguments))
+    held_out = {k: v if v == "other" else float(v) for k, v in shares.items()}
+    expected = text_files(source, tokens, vocabulary, column=column, **held_out)
+    packed = packed_corpus("packed")
+    assert packed.parts.keys() == expected.parts.keys()
+    for name, part in expected.parts.items():
+        assert packed.part(name).dtype == part.dtype
+        np.testing.assert_array_equal(packed.part(name), part)
+    assert packed.tokenizer.to_json() == expected.tokenizer.to_json()
+    for path in Path("packed").iterdir():
+        assert path.read_bytes() == Path("again", path.name).read_bytes()
+
+
 def damage_picture(folder):
     (folder / "folder/b/2.png").write_bytes(b"?")
+
+
+def write_text(folder):
+    (folder / "text").write_text(LINES)
 
 
 def damage_packed(folder):
@@ -168,6 +216,15 @@ def damage_packed(folder):
             73,
             "cannot be read or written (not a directory)",
         ),
+        ("text nowhere packed", None, 65, "nowhere cannot be read (No such file or directory)"),
+        ("text both.npz packed", None, 65, "both.npz is not UTF-8 at byte"),
+        ("text nowhere mnist", None, 65, "mnist is there already: remove it"),
+        ("text folder packed", None, 65, "folder has no files *.txt"),
+        ("text text packed --column=x", write_text, 65, "text is no table: name a file .csv"),
+        ("text text packed --tokens=letters", write_text, 64, 'tokens is "letters": choose one'),
+        ("text text packed --tokens=subwords", write_text, 64, "say how many subwords"),
+        ("text text packed --validation=1", write_text, 64, "held out are validation 1.0"),
+        ("text text packed --validation=x", write_text, 65, "x cannot be read (No such file"),
         ("verify folder", None, 65, "folder is no packed folder, or an incomplete one"),
         ("verify packed", damage_packed, 65, "is not of the format 'lockstep images'"),
     ],

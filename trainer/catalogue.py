@@ -23,10 +23,12 @@ def registry() -> config.Registry:
     from input_pipeline.image_folder import ImageFolder
     from input_pipeline.images import idx_images, mnist, numpy_images
     from input_pipeline.packed import Packed
+    from input_pipeline.packed_corpus import packed_corpus
     from input_pipeline.split import Split
     from input_pipeline.streamed import StreamedTFRecords
     from input_pipeline.tensorflow_dataset import TensorFlowDataset
     from input_pipeline.text import TextStreams, TextWindows
+    from input_pipeline.text_files import text_files
     from input_pipeline.tfrecords import TFRecords
     from input_pipeline.transforms import (
         Binarize,
@@ -49,6 +51,7 @@ def registry() -> config.Registry:
     from models.logistic_mixture import LogisticMixture
     from models.lstm_network import LSTMNetwork
     from models.mlp import MLPDecoder, MLPEncoder
+    from models.ngrams import NGrams
     from models.objective import Optimizer
     from models.resnet_networks import ResNetDiscriminator, ResNetGenerator
     from models.vae import VAE
@@ -74,15 +77,17 @@ def registry() -> config.Registry:
         mnist,
         numpy_images,
         Packed,
+        packed_corpus,
         pydoc_topics,
         Split,
         StreamedTFRecords,
         TensorFlowDataset,
+        text_files,
         TextStreams,
         TextWindows,
         TFRecords,
     )
-    for plain in (Experiment, Optimizer, ELBO, IWAE, Decoding, *sources, *transforms):
+    for plain in (Experiment, Optimizer, ELBO, IWAE, Decoding, NGrams, *sources, *transforms):
         names.register(plain)
     for objective in (Classifier, GAN, LanguageModel, VAE, VQVAE):
         names.register(objective, given={"element_spec"})

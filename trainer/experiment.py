@@ -6,7 +6,8 @@ gin fills an `Experiment`; flags fill a `trainer.hardware.Hardware`. Two runs of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from input_pipeline.batches import Batches, ElementSpec, Source, Transform, Unindexed
 from models.objective import Objective
@@ -19,6 +20,7 @@ MAY_CHANGE = (
     "sample_every",
     "samples",
     "keep_checkpoints",
+    "baseline",
 )
 """Fields that may differ when a run goes on: they decide when it is looked at, not what it learns."""
 
@@ -40,6 +42,8 @@ class Experiment:
       evaluate_every: steps between evaluations on `validation`, and one at the end; 0 for none.
       best_metric: name of the evaluation metric by which the best checkpoint is kept, or None.
       best_direction: "min" or "max".
+      baseline: metrics that something simple reaches on `validation` having seen `source`, to say beside the model's:
+        `baseline(source, validation)`; or None.
       max_bad_updates: consecutive updates of a phase with a loss or gradient that is not finite, after which the run ends.
       log_every: steps between rows of metrics.
       checkpoint_every: steps between checkpoints; there is one at the end in any case.
@@ -60,6 +64,7 @@ class Experiment:
     evaluate_every: int = 0
     best_metric: str | None = None
     best_direction: str = "min"
+    baseline: Callable[[Any, Any], Mapping[str, float]] | None = None
     max_bad_updates: int = 10
     log_every: int = 100
     checkpoint_every: int = 1000
@@ -93,6 +98,8 @@ class Experiment:
             raise ValueError(
                 "evaluate_every is set but there are no validation examples: set validation"
             )
+        if self.baseline and self.validation is None:
+            raise ValueError("baseline is set but there are no validation examples: set validation")
         if self.best_metric and not self.evaluate_every:
             raise ValueError(
                 f'best_metric is "{self.best_metric}" but nothing is evaluated: set evaluate_every'

@@ -27,6 +27,7 @@ usage: lockstep MODE [CONFIG …] --workdir=FOLDER [flags]
   lockstep train vae/digits --gin_param=STEPS=500 --dry_run
   lockstep evaluate --workdir=runs/vae
   lockstep sample --workdir=runs/vae --count=16
+  lockstep sample --workdir=runs/lstm --prompt="The " --temperature=0.7 --top_p=0.9 --count=1
   lockstep evaluate --workdir=runs/vae --features=runs/classifier
   lockstep doctor --workdir=runs/vae
 """
@@ -41,6 +42,12 @@ OF_ONE_MODE = {"dry_run": ("train",), "checkpoint": ("evaluate", "sample")}
 OF_ONE_MODE |= dict.fromkeys(("count", "seed"), ("evaluate", "sample"))
 OF_ONE_MODE["features"] = ("evaluate", "train")
 
+DRAWING = {"temperature": 1.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
+"""Flags that change how tokens are drawn -> the value of Decoding that does not."""
+DECODING = ("length", *DRAWING, "beams")
+"""Flags that bind the parameter of Decoding with their name."""
+OF_ONE_MODE |= dict.fromkeys(("prompt", *DECODING), ("sample",))
+
 
 @dataclasses.dataclass(frozen=True)
 class CommandLine:
@@ -49,6 +56,7 @@ class CommandLine:
     Attributes:
       configs: names and paths of gin files, then those of `--gin_file`.
       hardware: checked; whether its devices are there is not known yet.
+      decoding: parameters of Decoding and their values.
     """
 
     mode: str
@@ -61,6 +69,8 @@ class CommandLine:
     count: int | None = None
     seed: int | None = None
     features: str | None = None
+    prompt: str | None = None
+    decoding: Mapping[str, float | int | None] = dataclasses.field(default_factory=dict)
 
 
 class Answer(Exception):
@@ -96,6 +106,33 @@ def _define() -> flags.FlagValues:
         "folder of a classifier's run, or file of InceptionV3's weights, in whose eyes samples are compared with data",
         flag_values=values,
     )
+    flags.DEFINE_string("prompt", None, "text that samples go on from", flag_values=values)
+    flags.DEFINE_integer("length", None, "tokens of a text", flag_values=values)
+    flags.DEFINE_float(
+        "temperature",
+        None,
+        "of the drawing; below 1 likely tokens become likelier",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("top_k", None, "draw from so many likeliest tokens", flag_values=values)
+    flags.DEFINE_float(
+        "top_p",
+        None,
+        "draw from the fewest likeliest tokens with this probability together",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "repetition_penalty",
+        None,
+        "above 1, tokens that were there before become less likely",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "beams",
+        None,
+        "search the likeliest texts with so many beams; draw nothing",
+        flag_values=values,
+    )
     flags.DEFINE_enum("strategy", "auto", STRATEGIES, "how devices are used", flag_values=values)
     flags.DEFINE_integer(
         "replicas", None, "devices of this machine to use; all if not given", flag_values=values
@@ -125,7 +162,7 @@ def help_text() -> str:
     """What `--help` prints."""
     values = _define()
     lines = [USAGE, "modes:"]
-    lines += [f"  {mode:<18}{text}" for mode, text in MODES.items()]
+    lines += [f"  {mode:<21}{text}" for mode, text in MODES.items()]
     lines += ["", "flags:"]
     for name in values:
         flag = values[name]
@@ -133,7 +170,7 @@ def help_text() -> str:
         text = flag.help.split("\n")[0].rstrip(";").split(">: ")[-1]
         text = f"{', '.join(choices)}: {text}" if choices else text
         modes = f" ({', '.join(OF_ONE_MODE[name])})" if name in OF_ONE_MODE else ""
-        lines.append(f"  --{name:<17}{text}{modes}")
+        lines.append(f"  --{name:<19}{text}{modes}")
     return "\n".join([*lines, "", EXIT_CODES])
 
 
@@ -193,7 +230,21 @@ def parse(arguments: Sequence[str]) -> CommandLine:
         value["count"],
         value["seed"],
         value["features"],
+        value["prompt"],
+        _decoding({name: value[name] for name in DECODING if value[name] is not None}),
     )
+
+
+def _decoding(given: Mapping[str, float | int]) -> Mapping[str, float | int | None]:
+    """With what undoes the other way of decoding, which the configuration may have."""
+    drawing = [name for name in DRAWING if name in given]
+    if "beams" in given:
+        if drawing:
+            raise UsageError(
+                f"--beams searches the likeliest texts and --{drawing[0]} is for drawn ones: drop one"
+            )
+        return {**DRAWING, **given}
+    return {"beams": None, **given} if drawing else given
 
 
 def _check_files(mode: str, configs: Sequence[str], value: Mapping[str, Any]) -> None:
@@ -209,6 +260,8 @@ def _check_files(mode: str, configs: Sequence[str], value: Mapping[str, Any]) ->
         raise UsageError(f"no --workdir: say where the run is kept, such as --workdir=runs/{name}")
     if mode != "train" and configs:
         raise UsageError(f"{mode} reads the configuration of the workdir: remove {configs[0]}")
+    if value["prompt"] == "":
+        raise UsageError("--prompt is empty: give a text, or leave it out")
     checkpoint = value["checkpoint"]
     if checkpoint not in ("last", "best") and not checkpoint.isdecimal():
         raise UsageError(f"--checkpoint={checkpoint}: choose last, best or the number of a step")

@@ -168,20 +168,23 @@ def evaluate(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     trainer, step = _run_of(line)
     judge = None if line.features is None else _judge(line, trainer)
     metrics: dict[str, float] = {}
+    baseline: Mapping[str, float] = {}
     compared: dict[str, dict[str, float]] = {}
     with _data_problems():
         if judge is None or trainer.experiment.validation is not None:
             metrics = trainer.evaluate()
+            baseline = trainer.baseline()
         if judge:
             compared = _compared(line, trainer, judge)
     if not trainer.cluster.chief:
         return
     title = f"{line.workdir}, step {step}"
     if metrics:
-        _print_table(title, {"mean": metrics})
+        _print_table(title, {"mean": metrics} | ({"baseline": baseline} if baseline else {}))
     if judge:
         _print_table(f"{title}, in the eyes of {judge.name}", compared)
     space = {"features": judge.name} if judge else {}
+    metrics |= {f"baseline/{name}": value for name, value in baseline.items()}
     metrics |= {f"{kind}/{n}": value for kind, row in compared.items() for n, value in row.items()}
     # JSON has no NaN and no infinity.
     finite = {k: value if math.isfinite(value) else None for k, value in sorted(metrics.items())}
@@ -241,14 +244,19 @@ def _print_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> None
 
 
 def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
-    """Draws samples into the workdir and prints the paths of the pictures, or the texts."""
-    trainer, step = _run_of(line)
+    """Draws samples into the workdir and prints the paths of the pictures, or the texts: one, on a terminal, while it is drawn."""
+    trainer, step = _run_of(line, _decoding(line))
     count = line.count or trainer.experiment.samples
     if not count:
         raise UsageError("the configuration has samples = 0: give --count")
     seed = _seed(line, trainer)
     with _data_problems():
-        decoded, tables = trainer.sample(count, seed), trainer.pictures()
+        watched = count == 1 and sys.stdout.isatty() and trainer.cluster.chief and trainer.streams
+        if watched:
+            decoded = [_print_growing(trainer.stream(seed, line.prompt))]
+        else:
+            decoded = trainer.sample(count, seed, line.prompt)
+        tables = trainer.pictures()
     if not trainer.cluster.chief:
         return
     from trainer import pictures
@@ -257,7 +265,7 @@ def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     path = Path(line.workdir or "") / "samples" / f"step-{step:08d}-seed-{seed}{suffix}"
     workdir.prepare(path.parent)
     durable.write(path, data)
-    if suffix == ".txt":
+    if suffix == ".txt" and not watched:
         print(data.decode())
     print(path)
     for name, cells in tables.items():
@@ -278,6 +286,34 @@ def doctor(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         raise report.problem
 
 
+def _decoding(line: flags.CommandLine) -> list[str]:
+    """The flags that say how texts are drawn, as parameters of Decoding wherever the run's configuration has it."""
+    if not line.decoding:
+        return []
+    file = workdir.config_file(Path(line.workdir or ""))
+    bindings = config_files.read([str(file)], line.gin_params)
+    places = sorted({b.key.rpartition(".")[0] for b in bindings if b.name == "Decoding"})
+    if not places:
+        raise UsageError(
+            f"--{next(name for name in flags.DECODING if name in line.decoding)} is for models that draw texts, and the "
+            f"configuration of {line.workdir} has no @Decoding(): remove it"
+        )
+    values = line.decoding.items()
+    return [f"{place}.{name}={value!r}" for place in places for name, value in values]
+
+
+def _print_growing(texts: Iterator[str]) -> str:
+    """Prints a text while it grows, and an empty line; returns it."""
+    from trainer.growing_text import pieces
+
+    text = ""
+    for piece in pieces(texts):
+        print(piece.encode(errors="replace").decode(), end="", flush=True)
+        text += piece
+    print("\n")
+    return text
+
+
 # ---------------------------------------------------------------------- steps of the modes
 
 
@@ -292,10 +328,11 @@ def _config_of(folder: Path | None) -> list[str]:
     )
 
 
-def _run_of(line: flags.CommandLine) -> tuple[Trainer, int]:
-    """The trainer of the run in the workdir, at the checkpoint asked for."""
+def _run_of(line: flags.CommandLine, gin_params: Sequence[str] = ()) -> tuple[Trainer, int]:
+    """The trainer of the run in the workdir, at the checkpoint asked for; more parameters win over those of the line."""
     folder = Path(line.workdir or "")
-    return restored(folder, line.hardware, line.checkpoint, line.gin_params)
+    params = [*line.gin_params, *gin_params]
+    return restored(folder, line.hardware, line.checkpoint, params)
 
 
 def restored(

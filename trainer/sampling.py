@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.batches import Batches, Slice
-from models.objective import Objective
-from trainer.exits import ConfigError
+from input_pipeline.batches import Batches, DataError, Slice
+from input_pipeline.noise import Noise
+from models.objective import Objective, State
+from trainer.exits import ConfigError, UsageError
 from trainer.step import Step
 
 CHUNK = 256
 """Samples drawn at once."""
+STREAMED = 16
+"""Tokens drawn at once where they are shown meanwhile."""
 PICTURED = 8
 """Examples whose pictures are shown."""
 
@@ -27,19 +30,72 @@ class Sampling:
         self._objective, self._batches, self._step = objective, batches, step
         self._pictured: Callable | None = getattr(objective, "pictures", None)
 
-    def __call__(self, count: int, seed: int) -> Any:
+    def __call__(self, count: int, seed: int, prompt: str | None = None) -> Any:
         """`count` samples, as `Source.decode` gives them.
+
+        Args:
+          count: how many.
+          seed: of their noise.
+          prompt: text that they begin with, in place of what the objective goes on from.
 
         Raises:
           ConfigError: if the objective draws none.
+          UsageError: if it goes on from no prompt, or not from this one.
         """
         self.check()
+        tokens = self._tokens(prompt)
         firsts = range(0, count, CHUNK)
         parts = [
-            self._draw(seed, min(CHUNK, count - first), tf.constant(first, tf.int64)).numpy()
+            self._draw(
+                seed, min(CHUNK, count - first), tf.constant(first, tf.int64), tokens
+            ).numpy()
             for first in firsts
         ]
-        return self._batches.source.decode(np.concatenate(parts))
+        return self._decode(np.concatenate(parts), tokens or ())
+
+    @property
+    def streams(self) -> bool:
+        """Whether the beginning of a sample can be had before its end: see `models.objective.Writing`."""
+        return getattr(self._objective, "streams", False)
+
+    def stream(self, seed: int, prompt: str | None = None) -> Iterator[str]:
+        """Sample 0 while it grows, if it `streams`: each time some tokens more, at last the one that a call gives."""
+        objective: Any = self._objective
+        tokens = self._tokens(prompt)
+        state = self._begin(seed, tokens)
+        drawn = np.zeros([1, 0], np.int32)
+        while drawn.shape[1] < objective.length and objective.end not in drawn:
+            part, state = self._go_on(seed, state)
+            drawn = np.concatenate([drawn, part.numpy()], 1)[:, : objective.length]
+            yield self._decode(drawn, tokens or ())[0]
+
+    def _tokens(self, prompt: str | None) -> tuple[int, ...] | None:
+        if prompt is None:
+            return None
+        encode = getattr(self._batches.source, "encode", None)
+        if encode is None or not hasattr(self._objective, "begin"):
+            raise UsageError(
+                f"{type(self._objective).__name__} goes on from no prompt: leave it out, it is for models that draw texts"
+            )
+        try:
+            tokens = tuple(int(token) for token in encode(prompt))
+        except DataError as error:
+            raise UsageError(f"the prompt cannot be encoded: {error}") from error
+        if not tokens:
+            raise UsageError(f"the prompt {prompt!r} has no tokens: give more, or leave it out")
+        return tokens
+
+    def _decode(self, samples: np.ndarray, prompt: Sequence[int]) -> Any:
+        """What a person reads: texts with their prompt, and without what fills them up."""
+        source, end = self._batches.source, getattr(self._objective, "end", None)
+        if not prompt and end is None:
+            return source.decode(samples)
+        texts = []
+        for row in samples:
+            ends = np.flatnonzero(row == end)
+            whole = np.append(np.array(prompt, row.dtype), row[: ends[0] + 1] if len(ends) else row)
+            texts += source.decode(whole[np.newaxis])
+        return texts
 
     def check(self) -> None:
         """Raises ConfigError if the objective draws no samples."""
@@ -68,16 +124,34 @@ class Sampling:
         batch = next(iter(self._batches.training(Slice())))
         return {name: x[0][:PICTURED] for name, x in batch.items()}
 
+    def _noise(self, seed: int, rows: int = 1, first: tf.Tensor | int = 0) -> Noise:
+        return self._step.noise("sample", rows=rows, first=first, seed=seed)
+
     @functools.cached_property
     def _draw(self) -> Callable:
-        sample = self._objective.sample
-        assert sample is not None
+        sample: Any = self._objective.sample
 
-        def draw(seed: int, rows: int, first: tf.Tensor) -> tf.Tensor:
-            noise = self._step.noise("sample", rows=rows, first=first, seed=seed)
-            return sample(noise)
+        def draw(seed: int, rows: int, first: tf.Tensor, prompt: Sequence[int] | None) -> tf.Tensor:
+            noise = self._noise(seed, rows, first)
+            return sample(noise) if prompt is None else sample(noise, prompt)
 
         return tf.function(draw, autograph=False)
+
+    @functools.cached_property
+    def _begin(self) -> Callable:
+        objective: Any = self._objective
+        return tf.function(
+            lambda seed, prompt: objective.begin(self._noise(seed), prompt), autograph=False
+        )
+
+    @functools.cached_property
+    def _go_on(self) -> Callable:
+        objective: Any = self._objective
+
+        def go_on(seed: int, state: State) -> tuple[tf.Tensor, State]:
+            return objective.go_on(self._noise(seed), state, STREAMED)
+
+        return tf.function(go_on, autograph=False)
 
     @functools.cached_property
     def _show(self) -> Callable:

@@ -181,6 +181,9 @@ class Trainer:
                 self._note(note)
             if self.batches.inexact:
                 self._note(f"not exact: {self.batches.inexact}")
+            if self.cluster.chief and (baseline := self.baseline()):
+                values = (f"{name} {value:.4f}" for name, value in baseline.items())
+                self._note(f"baseline: {', '.join(values)} ({self.experiment.baseline})")
             outcome = self._train(start, stop, texts or {}, started)
         if outcome is Outcome.DONE:
             self._say_done(self.experiment.steps)
@@ -367,9 +370,31 @@ class Trainer:
             raise ConfigError("there are no validation examples: set Experiment.validation")
         return self.evaluation()
 
-    def sample(self, count: int, seed: int | None = None) -> Any:
-        """`count` decoded samples from the weights as they stand; sample i depends on the seed and i alone."""
-        return self._sampling(count, self.experiment.seed if seed is None else seed)
+    def baseline(self) -> Mapping[str, float]:
+        """What `Experiment.baseline` reaches on the validation examples; empty without one."""
+        if self.experiment.baseline is None:
+            return {}
+        return self.experiment.baseline(self.experiment.source, self.experiment.validation)
+
+    def sample(self, count: int, seed: int | None = None, prompt: str | None = None) -> Any:
+        """`count` decoded samples from the weights as they stand; sample i depends on the seed and i alone.
+
+        Texts can go on from a prompt, with which they begin then.
+        """
+        return self._sampling(count, self._seed(seed), prompt)
+
+    @property
+    def streams(self) -> bool:
+        """Whether a sample can be had while it grows."""
+        return self._sampling.streams
+
+    def stream(self, seed: int | None = None, prompt: str | None = None) -> Iterator[str]:
+        """Sample 0 while it grows: the last one is `sample(1, seed, prompt)[0]`."""
+        return self._sampling.stream(self._seed(seed), prompt)
+
+    def _seed(self, seed: int | None) -> int:
+        """That of the experiment if no other is given."""
+        return self.experiment.seed if seed is None else seed
 
     def pictures(self) -> Mapping[str, np.ndarray]:
         """What the objective has to show beside samples: name -> uint8 `[rows, columns, height, width, channels]`."""

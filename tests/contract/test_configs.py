@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import struct
+from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
@@ -34,6 +35,32 @@ def _write_mnist(folder: pathlib.Path) -> None:
             (folder / f"{part}-{kind}-ubyte").write_bytes(head + array.tobytes())
 
 
+def _write_texts(folder: pathlib.Path) -> None:
+    """The first 70,000 characters behind `help()`, and parts of them."""
+    folder.mkdir()
+    text = "\n".join(topics[name] for name in sorted(topics))[:70_000]
+    parts = {
+        "all": text,
+        "train": text[:50_000],
+        "valid": text[50_000:60_000],
+        "test": text[60_000:],
+    }
+    for name, part in parts.items():
+        (folder / f"{name}.txt").write_text(part, "utf-8")
+
+
+def _data(bound: set[str], folder: pathlib.Path) -> list[str]:
+    """Arguments that name data of a form that the config reads, which are made."""
+    if "mnist.folder" in bound:
+        _write_mnist(folder)
+        return [f'--gin_param=DATA="{folder}"']
+    if "text_files.path" not in bound:
+        return []
+    _write_texts(folder)
+    macros = {"DATA": "all", "TRAIN": "train", "VALID": "valid", "TEST": "test"}
+    return [f'--gin_param={m}="{folder}/{file}.txt"' for m, file in macros.items() if m in bound]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_config_takes_two_steps(name, tmp_path, capsys):
     bound = {binding.key for binding in config_files.read([name])}
@@ -43,10 +70,8 @@ def test_a_shipped_config_takes_two_steps(name, tmp_path, capsys):
     arguments = [f"--gin_param=Experiment.{field}" for field in short]
     workdir = tmp_path / "run"
     # A file may give the same number of steps to a schedule; a macro is bound once for all.
-    arguments += ["--gin_param=STEPS=2"]
-    if "DATA" in bound:
-        _write_mnist(tmp_path / "data")
-        arguments += [f'--gin_param=DATA="{tmp_path}/data"']
+    arguments += ["--gin_param=STEPS=2"] * ("STEPS" in bound)
+    arguments += _data(bound, tmp_path / "data")
     code = main(["train", name, f"--workdir={workdir}", "--strategy=one_device", *arguments])
     assert code == 0, capsys.readouterr().err
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -6,30 +6,8 @@ import numpy as np
 import pytest
 
 from input_pipeline.batches import DataError
-from input_pipeline.corpus import Characters, Corpus, in_parts, pydoc_topics
-
-
-def test_characters_are_numbered_in_order():
-    tokenizer = Characters("abcabd\nxyz")
-    assert tokenizer.vocabulary == "\nabcdxyz" and tokenizer.size == 8
-    np.testing.assert_array_equal(tokenizer.encode("dab\n"), [4, 1, 2, 0])
-    assert tokenizer.decode(np.array([7, 0])) == "z\n"
-
-
-def test_encoding_is_undone_by_decoding():
-    tokenizer = Characters("naïve – 𝔘nicode\ud800!")
-    text = "ücode"[1:] + "𝔘 –ï\ud800"
-    tokens = tokenizer.encode(text)
-    assert tokens.dtype == np.int32 and tokens.shape == (len(text),)
-    assert tokenizer.decode(tokens) == text
-    assert tokenizer.encode("").shape == (0,)
-
-
-@pytest.mark.parametrize("character", ["A", "\x00", "\U0001f600"])
-def test_an_unknown_character_is_named(character):
-    with pytest.raises(DataError, match="at position 2 is not among the 3") as error:
-        Characters("abcabc").encode(f"ab{character}c")
-    assert repr(character) in str(error.value)
+from input_pipeline.corpus import Corpus, in_parts, pydoc_topics
+from input_pipeline.tokenization import Characters
 
 
 def test_parts_follow_each_other():

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from input_pipeline import packing
+from input_pipeline import packing, writing
 from input_pipeline.batches import DataError, Feature
 from input_pipeline.images import Images
-from input_pipeline.packed import CHECKED_BYTES, Packed, verify
+from input_pipeline.manifest import CHECKED_BYTES, verify
+from input_pipeline.packed import Packed
 from input_pipeline.packing import pack
 
 RANDOM = np.random.default_rng(0)
@@ -98,7 +99,7 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
     chunks, save_seconds, packed, tmp_path, monkeypatch
 ):
     """Also where rows were written after the last that are known to be on the disk."""
-    monkeypatch.setattr(packing, "SAVE_SECONDS", save_seconds)
+    monkeypatch.setattr(writing, "SAVE_SECONDS", save_seconds)
     seen = []
 
     def stop(done, total):
@@ -120,7 +121,7 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
 
 
 def test_another_conversion_begins_again(packed, tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(writing, "SAVE_SECONDS", 0)
 
     def stop(done, total):
         if done:

@@ -5,8 +5,10 @@ import pytest
 import tensorflow as tf
 
 from input_pipeline.batches import Batches, DataError, Feature, Slice
-from input_pipeline.corpus import Characters, Corpus
+from input_pipeline.corpus import Corpus
+from input_pipeline.subwords import Subwords
 from input_pipeline.text import TextStreams, TextWindows
+from input_pipeline.tokenization import Bytes, Characters, Words
 
 
 def corpus(text):
@@ -24,12 +26,16 @@ def read_all(source):
 
 def test_windows_of_a_short_text():
     source = TextWindows(corpus("abcabd\nxyz"), window=3, stride=2)
-    assert source.element_spec == {"tokens": Feature((4,), "int32", 8)}
+    assert source.element_spec == {
+        "tokens": Feature((4,), "int32", 8),
+        "characters": Feature((), "int32"),
+    }
     assert len(source) == 4  # The last begins at 6: "\nxyz".
     tokens = source.read(tf.constant([0, 1, 3], tf.int64))["tokens"]
     assert tokens.dtype == tf.int32
     np.testing.assert_array_equal(tokens, [[1, 2, 3, 1], [3, 1, 2, 4], [0, 5, 6, 7]])
     assert source.decode(tokens) == ["abca", "cabd", "\nxyz"]
+    np.testing.assert_array_equal(source.encode("cabd"), tokens[1])
 
 
 def test_by_default_each_token_but_the_first_is_a_target_once():
@@ -52,6 +58,7 @@ def test_streams_of_a_short_text():
     source = TextStreams(letters(23), window=3, streams=3)
     assert source.element_spec == {
         "tokens": Feature((4,), "int32", 23),
+        "characters": Feature((), "int32"),
         "targets": Feature((), "int32"),
         "begins": Feature((), "bool"),
     }
@@ -103,3 +110,42 @@ def test_a_text_too_short_for_its_streams():
         TextStreams(letters(12), window=4, streams=3)
     with pytest.raises(ValueError, match="streams is 0"):
         TextStreams(letters(12), window=4, streams=0)
+
+
+TEXT = "\n".join(f"naïvely – 𝔘nicode {i}" for i in range(60))
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [Characters(TEXT), Bytes(), Subwords.of(TEXT, 280)],
+    ids=["characters", "bytes", "subwords"],
+)
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda corpus: TextStreams(corpus, window=7, streams=3),
+        lambda corpus: TextStreams(corpus, window=100, streams=1),
+        lambda corpus: TextWindows(corpus, window=1),
+    ],
+    ids=["three streams", "one stream", "windows"],
+)
+def test_characters_of_all_targets_are_those_behind_the_first_token(tokenizer, read):
+    tokens = tokenizer.encode(TEXT)
+    found = read_all(read(Corpus({"train": tokens}, tokenizer)))
+    first = len(tokenizer.decode(tokens[:1]))
+    assert found["characters"].dtype == np.int32 and tokens[0] < tokenizer.size
+    assert found["characters"].sum() == len(TEXT) - first
+
+
+def test_characters_are_those_of_the_windows_own_targets():
+    """Of "aï€", bytes 61 c3af e282ac: one that goes on with a character counts for none."""
+    source = TextStreams(Corpus({"train": Bytes().encode("aï€b")}, Bytes()), window=4, streams=1)
+    read = read_all(source)
+    np.testing.assert_array_equal(read["targets"], [4, 2])
+    np.testing.assert_array_equal(read["characters"], [2, 1])
+
+
+def test_words_do_not_say_their_characters():
+    words = Words.of("a b c d")
+    source = TextWindows(Corpus({"train": words.encode("a b c d")}, words), window=2)
+    assert source.element_spec.keys() == read_all(source).keys() == {"tokens"}

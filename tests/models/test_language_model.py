@@ -135,7 +135,6 @@ def test_a_uniform_model_loses_the_logarithm_of_the_vocabulary(tied):
     logits.assign(tf.zeros_like(logits))
     metrics = evaluated(model)
     np.testing.assert_allclose(metrics["loss"], np.log(VOCABULARY), rtol=1e-14)
-    np.testing.assert_allclose(metrics["bits_per_token"], np.log2(VOCABULARY), rtol=1e-14)
     np.testing.assert_allclose(metrics["perplexity"], VOCABULARY, rtol=1e-14)
     # All are equal, so the likeliest is the first.
     np.testing.assert_allclose(metrics["accuracy"], np.mean(TOKENS[:, 1:] == 0))
@@ -152,13 +151,25 @@ def test_loss_and_accuracy_against_numpy():
     np.testing.assert_allclose(metrics["loss"], expected.mean(), rtol=1e-12)
     np.testing.assert_allclose(metrics["accuracy"], right.mean())
     places = {f"loss_at_{n}": expected[:, n - 1].mean() for n in (1, 2, 4)}
-    assert metrics.keys() == {"loss", "bits_per_token", "perplexity", "accuracy", *places}
+    assert metrics.keys() == {"loss", "perplexity", "accuracy", *places}
     for name, value in places.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-12)
     loss, train_metrics = model.loss(batch(), noise(), STEP)  # No dropout by default.
     np.testing.assert_allclose(loss, expected.mean(1), rtol=1e-12)
     np.testing.assert_allclose(train_metrics["accuracy"], right.mean(1))
-    assert train_metrics.keys() == {"bits_per_token", "accuracy"}
+    assert train_metrics.keys() == {"accuracy"}
+
+
+def test_bits_per_character_are_those_of_all_together():
+    """Of a uniform model: targets times log2 of the vocabulary, divided by all characters."""
+    model = build()
+    model.network.kernel.assign(tf.zeros_like(model.network.kernel))
+    characters = np.arange(10, 10 + ROWS)
+    rows = batch() | {"characters": tf.constant(characters, tf.int32)}
+    found = model.evaluate(rows, noise(), STEP)
+    metrics = model.summary({name: value.numpy().mean(0) for name, value in found.items()})
+    expected = ROWS * WINDOW * np.log2(VOCABULARY) / characters.sum()
+    np.testing.assert_allclose(metrics["bits_per_character"], expected, rtol=1e-12)
 
 
 def test_windows_with_carried_state_are_one_long_pass():
@@ -187,7 +198,7 @@ def test_windows_with_carried_state_are_one_long_pass():
     metrics = model.summary(sums)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-12)
     np.testing.assert_allclose(metrics["perplexity"], np.exp(expected), rtol=1e-12)
-    assert metrics.keys() == {"loss", "bits_per_token", "perplexity", "accuracy"}
+    assert metrics.keys() == {"loss", "perplexity", "accuracy"}
 
 
 def test_the_logits_against_numpy():
@@ -318,7 +329,7 @@ def test_a_later_token_has_the_distribution_given_those_before():
     assert scipy.stats.chisquare(counts, len(third) * p).pvalue > 0.01
 
 
-@pytest.mark.parametrize("changes", [{"top_k": 1}, {"temperature": 1e-6}])
+@pytest.mark.parametrize("changes", [{"top_k": 1}, {"temperature": 1e-6}, {"beams": 1}])
 def test_the_greedy_limit(changes):
     """Against the argmax of the whole text so far, run from its beginning."""
     model = spread(build(length=8, prompt=(4, 1), **changes))
@@ -342,9 +353,37 @@ def test_a_sample_depends_on_its_row_alone(jit):
         np.testing.assert_array_equal(samples(rows, first), whole[first : first + rows])
 
 
+def test_samples_go_on_from_another_prompt_in_parts():
+    model, prompted = (spread(build(length=7, prompt=prompt)) for prompt in [(0,), (4, 1)])
+    expected = prompted.sample(noise()).numpy()
+    np.testing.assert_array_equal(model.sample(noise(), [4, 1]), expected)
+    assert (model.sample(noise()).numpy() != expected).any()
+    state, parts = model.begin(noise(), [4, 1]), []
+    for _ in range(2):
+        part, state = model.go_on(noise(), state, 4)
+        parts.append(part)
+    np.testing.assert_array_equal(np.concatenate(parts, 1)[:, :7], expected)
+    with pytest.raises(ValueError, match="tokens go from 0 to 6"):
+        model.sample(noise(), [9])
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_search_follows_the_state_of_each_beam(jit):
+    """All first tokens go on, so all texts of two tokens are compared."""
+    model = spread(build(length=2, prompt=(4, 1), beams=VOCABULARY))
+    texts = np.array([(a, b) for a in range(VOCABULARY) for b in range(VOCABULARY)])
+    inputs = np.array([[4, 1, a] for a, _ in texts])
+    log_p = scipy.special.log_softmax(model.network(tf.constant(inputs))[0].numpy(), axis=2)
+    rows = np.arange(len(texts))
+    order = np.argsort(-(log_p[rows, 1, texts[:, 0]] + log_p[rows, 2, texts[:, 1]]))
+    found = tf.function(lambda: model.sample(noise(VOCABULARY)), jit_compile=jit)()
+    np.testing.assert_array_equal(found, texts[order[:VOCABULARY]])
+
+
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_samples_in_other_precisions(policy):
-    model = build(policy, length=5)
+@pytest.mark.parametrize("how", [{}, {"top_p": 0.7, "repetition_penalty": 1.2}, {"beams": 3}])
+def test_samples_in_other_precisions(policy, how):
+    model = build(policy, length=5, **how)
     samples = model.sample(Noise(0, "sample", rows=4)).numpy()
     assert samples.shape == (4, 5) and samples.min() >= 0 and samples.max() < VOCABULARY
 
@@ -360,7 +399,7 @@ def test_samples_in_other_precisions(policy):
         ({"top_k": 0}, "top_k is 0"),
         ({"top_k": 8}, "at most 7"),
         ({"temperature": 0.0}, "temperature is 0.0"),
-        ({"length": 0}, "length 0"),
+        ({"length": 0}, "length is 0"),
     ],
 )
 def test_wrong_arguments(changes, message):

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tests.trainer.objectives import FOUR, ONE, TWO, Scripted, Table, experiment, quiet, script
 from trainer.exits import ConfigError
 from trainer.hardware import Hardware
+from trainer.trainer import Trainer
 
 LAYOUTS = {
     "one": ONE,
@@ -163,3 +164,24 @@ def test_a_summary_is_made_of_the_exact_means(layout):
     assert found["mean"] == values.mean()
     np.testing.assert_allclose(found["variance"], values.var(), rtol=1e-12)
     np.testing.assert_allclose(found["other"], 9 * values.var(), rtol=1e-12)
+
+
+class LastLoss:
+    """As a baseline: the last loss of the training examples and the first of the held-out ones."""
+
+    def __call__(self, source, validation):
+        return {"last": source.read(tf.constant([3]))["loss"].numpy().item(), "n": len(validation)}
+
+    def __repr__(self):
+        return "LastLoss()"
+
+
+def test_a_baseline_is_said_at_the_start():
+    rows = {"loss": [1.0, 2.0, 3.0, 4.5], "gradient": np.zeros([4, 3])}
+    wanted = experiment(Scripted, Table(rows), validation=Table(rows), baseline=LastLoss())
+    notes = []
+    trainer = Trainer(wanted, ONE, note=notes.append)
+    assert trainer.baseline() == {"last": 4.5, "n": 4}
+    trainer.train()
+    assert notes[1] == "baseline: last 4.5000, n 4.0000 (LastLoss())"
+    assert quiet(experiment(Scripted, Table(rows), validation=Table(rows))).baseline() == {}

@@ -41,6 +41,10 @@ class Examples:
             "evaluate_every is set but there are no validation examples: set validation",
         ),
         (
+            {"baseline": lambda source, validation: {}},
+            "baseline is set but there are no validation examples: set validation",
+        ),
+        (
             {"best_metric": "loss"},
             'best_metric is "loss" but nothing is evaluated: set evaluate_every',
         ),

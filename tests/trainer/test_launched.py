@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from trainer import catalogue, config_files, main
+from trainer import catalogue, config_files, main, pictures
 from trainer.hardware import Hardware
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +95,111 @@ def test_a_checkpoint_that_is_not_there(run: Path, capsys: pytest.CaptureFixture
         "",
         f"lockstep: no checkpoint 7 in {run / 'checkpoints'}: choose last, best or one of 1, 2\n",
     )
+
+
+# ---------------------------------------------------------------------- texts
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps of a tiny language model."""
+    folder = tmp_path_factory.mktemp("launched") / "text"
+    tiny = ["LSTMNetwork.widths=(8,)", "LSTMNetwork.embedding=4", "Decoding.length=30"]
+    tiny += ["STEPS=2", "Experiment.samples=1", "Experiment.evaluate_every=0"]
+    tiny += ["Experiment.best_metric=None"]
+    bound = [f"--gin_param={param}" for param in tiny]
+    command = ["train", "lstm/pydoc", f"--workdir={folder}", "--strategy=one_device", *bound]
+    assert main.main(command) == 0
+    return folder
+
+
+def sampled(capsys: pytest.CaptureFixture, folder: Path, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, the page of texts on stdout, and stderr."""
+    capsys.readouterr()
+    command = ["sample", f"--workdir={folder}", "--strategy=one_device", "--seed=3", *arguments]
+    code = main.main(command)
+    out, said = capsys.readouterr()
+    path = folder / "samples/step-00000002-seed-3.txt"
+    page = path.read_text() if code == 0 else ""
+    assert out == (f"{page}\n{path}\n" if code == 0 else "")
+    return code, page, said
+
+
+def drawn_by_the_library(folder: Path, prompt: str | None, *params: str) -> list[str]:
+    trainer, _ = main.restored(folder, Hardware(strategy="one_device"), gin_params=params)
+    return trainer.sample(3, 3, prompt)
+
+
+def test_flags_of_decoding_are_parameters_of_the_configuration(
+    text_run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    how = ["temperature=1.5", "top_k=50", "top_p=0.9", "repetition_penalty=1.1", "length=21"]
+    given = [f"--{one}" for one in how]
+    code, page, said = sampled(capsys, text_run, "--prompt=The if ", "--count=3", *given)
+    assert (code, said) == (0, "")
+    texts = drawn_by_the_library(text_run, "The if ", *(f"Decoding.{one}" for one in how))
+    assert page == pictures.page(texts)
+    assert all(text.startswith("The if ") and len(text) == 7 + 21 for text in texts)
+    _, other, _ = sampled(capsys, text_run, "--prompt=The if ", "--count=3", "--length=21")
+    assert other != page
+
+
+def test_a_search_takes_the_place_of_the_configured_draws(
+    text_run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """lstm/pydoc has a temperature."""
+    code, page, said = sampled(capsys, text_run, "--beams=3", "--count=3", "--length=4")
+    assert (code, said) == (0, "")
+    params = ["Decoding.beams=3", "Decoding.length=4", "Decoding.temperature=1.0"]
+    texts = drawn_by_the_library(text_run, None, *params)
+    assert page == pictures.page(texts)
+    assert len(set(texts)) == 3
+
+
+def test_one_text_grows_on_a_terminal(
+    text_run: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, page, _ = sampled(capsys, text_run, "--prompt=The if ", "--count=1")
+    path = text_run / "samples/step-00000002-seed-3.txt"
+    file = path.read_bytes()
+    path.unlink()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    command = f"sample --workdir={text_run} --strategy=one_device --seed=3 --count=1".split()
+    assert main.main([*command, "--prompt=The if "]) == 0
+    text = page.removeprefix("=== 1/1 ===\n")
+    assert capsys.readouterr() == (f"{text}\n{path}\n", "")
+    assert path.read_bytes() == file
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (
+            "--prompt=Œuvre",
+            64,
+            "the prompt cannot be encoded: the character 'Œ' at position 0 is not among the ",
+        ),
+        ("--top_p=1.5", 78, "Decoding.top_p is 1.5: it must be None, or above 0 and at most 1\n"),
+        ("--beams=1000", 78, "Decoding.beams is 1000: it must be at most "),
+    ],
+)
+def test_texts_that_cannot_be_drawn(
+    text_run: Path, capsys: pytest.CaptureFixture, arguments: str, code: int, says: str
+) -> None:
+    found, _, said = sampled(capsys, text_run, arguments)
+    assert found == code
+    assert said.startswith(f"lockstep: {says}") and said.count("\n") == 1
+
+
+def test_models_that_draw_no_texts(run: Path, capsys: pytest.CaptureFixture) -> None:
+    for flag, says in {
+        "--temperature=0.5": (
+            f"--temperature is for models that draw texts, and the configuration of {run} has no @Decoding(): remove it"
+        ),
+        "--prompt=a": "VAE goes on from no prompt: leave it out, it is for models that draw texts",
+    }.items():
+        assert main.main(["sample", f"--workdir={run}", "--strategy=one_device", flag]) == 64
+        assert capsys.readouterr() == ("", f"lockstep: {says}\n")
 
 
 # ---------------------------------------------------------------------- SIGTERM

@@ -90,7 +90,7 @@ def test_help_names_every_flag() -> None:
     text = flags.help_text()
     for name in flags._define():
         assert f"--{name} " in text
-    assert "--strategy         auto, one_device, mirrored, multi_worker, tpu: how devices" in text
+    assert "--strategy           auto, one_device, mirrored, multi_worker, tpu: how devices" in text
 
 
 MISTAKES = {
@@ -116,6 +116,15 @@ MISTAKES = {
     "doctor gan/digits": "doctor needs no configuration: remove gan/digits",
     "doctor --dry_run": "--dry_run is for train, not for doctor: remove it",
     "train x --start_seconds=0 --workdir=w": "--start_seconds=0: it must be at least 1",
+    "train x --prompt=a --workdir=w": "--prompt is for sample, not for train: remove it",
+    "evaluate --top_p=0.9 --workdir=w": "--top_p is for sample, not for evaluate: remove it",
+    "sample --prompt= --workdir=w": "--prompt is empty: give a text, or leave it out",
+    "sample --beams=4 --top_k=3 --workdir=w": (
+        "--beams searches the likeliest texts and --top_k is for drawn ones: drop one"
+    ),
+    "sample --temperature=hot --workdir=w": (
+        "--temperature=hot: could not convert string to float: 'hot'"
+    ),
     "sample --dry_run --workdir=w": "--dry_run is for train, not for sample: remove it",
     "train x --checkpoint=best --workdir=w": (
         "--checkpoint is for evaluate and sample, not for train: remove it"
@@ -184,6 +193,20 @@ def test_command_line_is_read() -> None:
         hosts=("h:1", "[::1]:2"), worker=1, xla="on", microbatch=8, steps_per_loop=20
     )
     assert flags.parse(["train", "--workdir=w"]).hardware == Hardware()
+
+
+def test_flags_of_decoding_undo_the_other_way() -> None:
+    from models.decoding import OF_DRAWS
+
+    assert flags.DRAWING == OF_DRAWS
+
+    def decoding(text: str) -> Mapping[str, object]:
+        return flags.parse(["sample", "--workdir=w", *text.split()]).decoding
+
+    assert decoding("") == {}
+    assert decoding("--length=9") == {"length": 9}
+    assert decoding("--top_p=0.9 --length=9") == {"beams": None, "length": 9, "top_p": 0.9}
+    assert decoding("--beams=4") == {"beams": 4, **OF_DRAWS}
 
 
 def test_workers_of_the_environment_contradict_flags_before_tensorflow(
@@ -297,7 +320,9 @@ class PaperTrainer:
     def evaluate(self) -> dict[str, float]:
         return self.metrics
 
-    def sample(self, count: int, seed: int) -> Any:
+    streams = False
+
+    def sample(self, count: int, seed: int, prompt: str | None = None) -> Any:
         if self.decoded is not None:
             return self.decoded
         return np.full([count, 2, 2, 1], seed, np.uint8)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
+import functools
+import itertools
 
+import numpy as np
+import pytest
+
+from input_pipeline.corpus import Characters, Corpus
+from input_pipeline.text import TextWindows
+from models.decoding import Decoding
+from models.language_model import LanguageModel
+from models.lstm_network import LSTMNetwork
 from tests.trainer.objectives import ONE, TWO, Regression, experiment, points, quiet
+from trainer.exits import UsageError
 
 
 def regression():
@@ -32,3 +42,76 @@ def test_many_samples_are_drawn_in_parts(monkeypatch):
     monkeypatch.setattr("trainer.sampling.CHUNK", 4)
     np.testing.assert_array_equal(trainer.sample(11), whole)
     np.testing.assert_array_equal(trainer.sample(4), whole[:4])
+
+
+# ---------------------------------------------------------------------- texts
+
+
+LETTERS = "abcdefgh \n"
+
+
+def writer(hardware=ONE, **decoding):
+    """A language model that was not trained."""
+    tokenizer = Characters(LETTERS)
+    source = TextWindows(Corpus({"train": tokenizer.encode(LETTERS * 9)}, tokenizer), window=8)
+    network = functools.partial(LSTMNetwork, embedding=4, widths=(6,))
+    decoding = Decoding(**{"length": 37} | decoding)
+    objective = functools.partial(LanguageModel, network=network, decoding=decoding)
+    return quiet(experiment(objective, source, steps=1, seed=5, global_batch=4), hardware)
+
+
+def test_texts_begin_with_their_prompt():
+    trainer = writer()
+    tokens = tuple(trainer.batches.source.encode("head").tolist())
+    texts = trainer.sample(3, prompt="head")
+    assert [len(text) for text in texts] == [41, 41, 41]
+    assert all(text.startswith("head") for text in texts)
+    assert [text[4:] for text in texts] == writer(prompt=tokens).sample(3)
+    assert len({*texts, *trainer.sample(3, seed=6, prompt="head")}) == 6
+    assert [len(text) for text in trainer.sample(3)] == [37, 37, 37]  # Its own prompt is not shown.
+
+
+def test_texts_are_the_same_on_replicas_and_in_parts(monkeypatch):
+    expected = writer().sample(7, prompt="a")
+    monkeypatch.setattr("trainer.sampling.CHUNK", 2)
+    assert writer(TWO).sample(7, prompt="a") == expected
+
+
+@pytest.mark.parametrize("how", [{}, {"top_p": 0.7, "temperature": 0.8}, {"end": 3}])
+@pytest.mark.parametrize("prompt", [None, "bad cafe"])
+def test_a_text_that_grows_is_the_first_sample(how, prompt):
+    trainer = writer(**how)
+    assert trainer.streams
+    texts = list(trainer.stream(seed=2, prompt=prompt))
+    assert texts[-1] == trainer.sample(1, 2, prompt)[0]
+    if not how:
+        assert [len(text) - len(prompt or "") for text in texts] == [16, 32, 37]
+    for one, other in itertools.pairwise(texts):
+        assert other.startswith(one)
+
+
+def test_a_text_ends_with_its_end():
+    """Which is drawn sooner or later."""
+    whole, ended = writer(length=60).sample(9, prompt="a\nb"), writer(length=60, end=0)
+    texts = ended.sample(9, prompt="a\nb")
+    for text, longer in zip(texts, whole, strict=True):
+        drawn, _, rest = longer[3:].partition("\n")
+        assert text == longer[:3] + drawn + ("\n" if rest or longer[-1] == "\n" else "")
+    assert len({len(text) for text in texts}) > 3
+
+
+def test_searched_texts_do_not_grow():
+    assert not writer(beams=3).streams
+    texts = writer(beams=3, length=5).sample(4, prompt="fed")
+    assert len(set(texts)) == 3 and texts[3] == texts[0]
+
+
+def test_prompts_that_do_not_fit():
+    trainer = writer()
+    with pytest.raises(UsageError, match="the prompt cannot be encoded: the character 'z' at pos"):
+        trainer.sample(1, prompt="baz")
+    with pytest.raises(UsageError, match="the prompt '' has no tokens: give more, or leave it out"):
+        trainer.sample(1, prompt="")
+    with pytest.raises(UsageError, match="Regression goes on from no prompt: leave it out"):
+        quiet(regression(), ONE).sample(1, prompt="baz")
+    assert not quiet(regression(), ONE).streams

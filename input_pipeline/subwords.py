@@ -1,0 +1,154 @@
+"""Subwords: byte pair encoding, by Hugging Face's `tokenizers`, which is imported when it is needed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.batches import DataError
+from input_pipeline.tokenization import LINE_END, cut, starts
+
+
+class Subwords:
+    """Tokens of a tokenizer.json.
+
+    Args:
+      state: contents of the file.
+
+    Raises:
+      DataError: if `tokenizers` is not installed.
+      ValueError: if it cannot make a tokenizer of the state.
+    """
+
+    def __init__(self, state: str) -> None:
+        try:
+            self._tokenizer = _library().Tokenizer.from_str(state)
+        except Exception as error:  # It has no class of its own.
+            raise error if isinstance(error, DataError) else ValueError(str(error)) from None
+        # Else long texts would be cut off, and short ones filled up.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._state = json.loads(self._tokenizer.to_str())
+
+    @classmethod
+    def of(cls, text: str, size: int) -> Subwords:
+        """Byte pair encoding (Sennrich et al. 2016) of bytes (Radford et al. 2019), learnt from a text, the same each time.
+
+        The text is divided into lines, and those as GPT-2's are, before pairs are counted. There is no token for what is
+        unknown, since each byte is one.
+
+        Args:
+          text: to learn from.
+          size: tokens at most; 256 are bytes.
+
+        Raises:
+          DataError: if `tokenizers` is not installed.
+          ValueError: if there is no room for bytes.
+        """
+        if size < 256:
+            raise ValueError(f"vocabulary is {size}: it must be at least 256, the number of bytes")
+        library = _library()
+        tokenizer = library.Tokenizer(library.models.BPE())
+        before = library.pre_tokenizers
+        lines = before.Split("\n", "merged_with_previous")
+        words = before.ByteLevel(add_prefix_space=False)
+        tokenizer.pre_tokenizer = before.Sequence([lines, words])
+        tokenizer.decoder = library.decoders.ByteLevel()
+        alphabet = sorted(before.ByteLevel.alphabet())
+        trainer = library.trainers.BpeTrainer(
+            vocab_size=size, initial_alphabet=alphabet, show_progress=False
+        )
+        tokenizer.train_from_iterator(cut(text, behind=LINE_END), trainer)
+        return cls(tokenizer.to_str())
+
+    @property
+    def size(self) -> int:
+        return max(self._tokenizer.get_vocab().values()) + 1
+
+    @property
+    def characters(self) -> np.ndarray | None:
+        """Of byte pair encoding and unigram models of bytes, as far as it is certain that they keep all of a text."""
+        tokens, added = self._tokenizer.get_vocab(), self._state["added_tokens"]
+        byte_of = {symbol: byte for byte, symbol in enumerate(_symbols())}
+        symbols = {
+            symbol for token in tokens.keys() - {x["content"] for x in added} for symbol in token
+        }
+        if not self._keeps_all or symbols != byte_of.keys() or not byte_of.keys() <= tokens.keys():
+            return None
+        counts = np.zeros(self.size, np.int32)
+        for text, token in tokens.items():
+            counts[token] = starts(np.array([byte_of.get(symbol, 0) for symbol in text])).sum()
+        for token in added:
+            counts[token["id"]] = len(token["content"])
+        return counts
+
+    def pieces(self, text: str) -> Iterator[str]:
+        """Lines, if the tokenizer itself divides the text into these first; else the text."""
+        return cut(text, behind=LINE_END) if self._by_line else iter([text] if text else [])
+
+    def encode(self, text: str) -> np.ndarray:
+        """Tokens of a text, int32 `[n]`, without those that mark its beginning or end."""
+        lines = re.split(r"(?<=\n)", text) if self._by_line else [text]
+        encoded = self._tokenizer.encode_batch_fast(lines, add_special_tokens=False)
+        return np.array([token for line in encoded for token in line.ids], np.int32)
+
+    def decode(self, tokens: np.ndarray) -> str:
+        return self._tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=False)
+
+    def to_json(self) -> str:
+        return self._tokenizer.to_str()
+
+    @functools.cached_property
+    def _by_line(self) -> bool:
+        first = self._steps[0] if self._steps else {}
+        return first.get("type") == "Split" and (first["pattern"], first["behavior"]) == (
+            {"String": "\n"},
+            "MergedWithPrevious",
+        )
+
+    @property
+    def _keeps_all(self) -> bool:
+        """Whether a text's bytes are divided, none changed, added or left out."""
+        model, added = self._state["model"], self._state["added_tokens"]
+        affixes = (model.get("continuing_subword_prefix"), model.get("end_of_word_suffix"))
+        before = [step["type"] for step in self._steps]
+        return (
+            model["type"] in ("BPE", "Unigram")
+            and not any(affixes)
+            and not self._state["normalizer"]
+            and before[-1:] == ["ByteLevel"]
+            and set(before) <= {"ByteLevel", "Digits", "Split"}
+            and not any(step.get("add_prefix_space") for step in self._steps)
+            and not any(step.get("behavior") == "Removed" for step in self._steps)
+            and not any(token["lstrip"] or token["rstrip"] for token in added)
+        )
+
+    @functools.cached_property
+    def _steps(self) -> list[dict[str, Any]]:
+        """What is done to a text before pairs are merged."""
+        step = self._state.get("pre_tokenizer") or {}
+        if step.get("type") == "Sequence":
+            return step["pretokenizers"]
+        return [step] if step else []
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise DataError(
+            "subwords need the library tokenizers, which is not installed: pip install tokenizers"
+        ) from None
+    return tokenizers
+
+
+def _symbols() -> list[str]:
+    """The character that stands for each byte in a tokenizer.json: itself if it shows, else one from 256 on."""
+    shows = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in shows]
+    return [chr(byte if byte in shows else 256 + others.index(byte)) for byte in range(256)]

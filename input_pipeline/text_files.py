@@ -1,0 +1,204 @@
+"""Corpora of files: plain text and columns of tables, as characters, bytes, words or subwords."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from input_pipeline.batches import DataError
+from input_pipeline.corpus import Corpus, cuts
+from input_pipeline.reading import TABLES, read_column, read_utf8
+from input_pipeline.subwords import Subwords
+from input_pipeline.tokenization import (
+    Bytes,
+    Characters,
+    Tokenizer,
+    Words,
+    read_tokenizer,
+    smallest_dtype,
+)
+
+TOKENS = ("characters", "bytes", "words", "subwords")
+DIVISIBLE = ("characters", "bytes")
+"""Tokens of which texts are cut anywhere."""
+NAMED = 20
+"""Characters that an error names at most."""
+
+
+def text_files(
+    path: str,
+    tokens: str = "characters",
+    vocabulary: int | None = None,
+    extra_characters: str = "",
+    validation: float | str = 0.1,
+    test: float | str = 0.0,
+    column: str | None = None,
+) -> Corpus:
+    """The corpus of text files, in UTF-8, or of a column of tables.
+
+    A vocabulary is that of the training part alone. What it lacks of the held-out parts is "<unk>" among words, cannot be among
+    bytes and subwords, and is an error among characters, which names them.
+
+    Args:
+      path: of a file, or of a folder, whose files `*.txt` are read in the order of their names, a new line between two.
+      tokens: "characters", "bytes", "words" (see `tokenization.Words`) or "subwords" (see `subwords.Subwords`), or the path of a
+        tokenizer.json, of a packed corpus or in the form of Hugging Face's.
+      vocabulary: how many words, with "<eos>" and "<unk>", or subwords; of words all, if None.
+      extra_characters: that have tokens even if the training part lacks them.
+      validation: the share held out to validate by, or the path of a file or folder of its own.
+      test: the same, for a last test. Shares are the end of the text, validation before test, and are cut anywhere if tokens are
+        characters or bytes, and else at the end of a line, or at white space if there are no more lines.
+      column: if given, the files are tables `*.csv`, `*.tsv` or `*.jsonl` (an object a line), of which this column is read, a new
+        line between two rows.
+
+    Raises:
+      DataError: if a file cannot be read, is not UTF-8 or no table with the column, or has no text to train on.
+      ValueError: if the shares leave nothing to train on, or there is no such kind of tokens.
+    """
+    texts = read_texts(path, tokens, validation, test, column)
+    tokenizer = make_tokenizer(texts, tokens, vocabulary, extra_characters)
+    return Corpus({name: encode(tokenizer, text) for name, text in texts.items()}, tokenizer)
+
+
+def read_texts(
+    path: str, tokens: str, validation: float | str, test: float | str, column: str | None
+) -> dict[str, str]:
+    """Texts by the name of their part, as `text_files` says."""
+    whole = read_text(path, column)
+    shares = [0.0 if isinstance(share, str) else share for share in (validation, test)]
+    places = list(cuts(len(whole), *shares))
+    if tokens not in DIVISIBLE:
+        places = [_end_of_line(whole, place) for place in places]
+    edges = [0, *places, len(whole)]
+    names = ("train", "validation", "test")
+    texts = {
+        name: whole[start:end]
+        for name, (start, end) in zip(names, itertools.pairwise(edges), strict=True)
+    }
+    for name, given in (("validation", validation), ("test", test)):
+        if isinstance(given, str):
+            texts[name] = read_text(given, column)
+    if not texts["train"]:
+        raise DataError(
+            f"{path} has {len(whole):,} characters, none of them to train on: give a longer text"
+        )
+    return {name: text for name, text in texts.items() if text}
+
+
+def read_text(path: str, column: str | None = None) -> str:
+    """The text of a file, or of the files of a folder, or of a column of such tables.
+
+    Raises:
+      DataError: if there is none, or it cannot be read.
+    """
+    if column is None:
+        return "\n".join(map(read_utf8, files_of(path)))
+    return "\n".join(read_column(file, column) for file in files_of(path, TABLES))
+
+
+def files_of(path: str, suffixes: Sequence[str] = (".txt",)) -> list[pathlib.Path]:
+    """The file, or those of a folder that have one of the suffixes, in the order of their names.
+
+    Raises:
+      DataError: if a folder has none.
+    """
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        return [folder]
+    files = sorted(file for file in folder.iterdir() if file.suffix in suffixes)
+    if not files:
+        named = " or ".join(f"*{suffix}" for suffix in suffixes)
+        raise DataError(f"{path} has no files {named}: name a folder that has, or a file")
+    return files
+
+
+def make_tokenizer(
+    texts: Mapping[str, str], tokens: str, vocabulary: int | None, extra_characters: str
+) -> Tokenizer:
+    """The tokenizer of texts in parts, learnt from the part "train", as `text_files` says."""
+    if vocabulary is not None and tokens not in ("words", "subwords"):
+        raise ValueError(
+            f'vocabulary is {vocabulary}: it is for words and subwords, and tokens is "{tokens}"'
+        )
+    if extra_characters and tokens != "characters":
+        raise ValueError(
+            f'extra_characters is {extra_characters!r}: it is for characters, and tokens is "{tokens}"'
+        )
+    tokenizer = _make_tokenizer(texts["train"], tokens, vocabulary, extra_characters)
+    if isinstance(tokenizer, Characters):
+        _check_characters(tokenizer, texts)
+    return tokenizer
+
+
+def _make_tokenizer(
+    text: str, tokens: str, vocabulary: int | None, extra_characters: str
+) -> Tokenizer:
+    if tokens == "characters":
+        return Characters(text + extra_characters)
+    if tokens == "bytes":
+        return Bytes()
+    if tokens == "words":
+        return Words.of(text, vocabulary)
+    if tokens == "subwords":
+        if vocabulary is None:
+            raise ValueError("vocabulary is None: say how many subwords, such as 8192")
+        return Subwords.of(text, vocabulary)
+    if tokens.endswith(".json"):
+        return load_tokenizer(tokens)
+    raise ValueError(
+        f'tokens is "{tokens}": choose one of {", ".join(TOKENS)}, or the path of a tokenizer.json'
+    )
+
+
+def load_tokenizer(path: str) -> Tokenizer:
+    """The tokenizer of a tokenizer.json.
+
+    Raises:
+      DataError: if it cannot be read, is none, or the library for it is not installed.
+    """
+    text = read_utf8(pathlib.Path(path))
+    try:
+        return read_tokenizer(text)
+    except DataError:
+        raise
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path} is no tokenizer.json ({error}): name another") from None
+
+
+def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """Tokens of a text, `[n]`, in the smallest dtype, a piece at a time.
+
+    Raises:
+      DataError: if the tokenizer has no token for something.
+    """
+    dtype = smallest_dtype(tokenizer.size)
+    return np.concatenate(
+        [tokenizer.encode(piece).astype(dtype) for piece in tokenizer.pieces(text)]
+    )
+
+
+def _check_characters(tokenizer: Characters, texts: Mapping[str, str]) -> None:
+    known = set(tokenizer.vocabulary)
+    for name, text in texts.items():
+        missing = "".join(sorted(set(text) - known))
+        if missing:
+            raise DataError(
+                f'part "{name}" has {len(missing)} characters that the vocabulary lacks, '
+                f"{missing[:NAMED]!r}{'…' * (len(missing) > NAMED)}: add them by extra_characters, or choose "
+                'tokens = "bytes"'
+            )
+
+
+def _end_of_line(text: str, place: int) -> int:
+    """The first end of a line from a place on; without one the first white space, or the place."""
+    if place in (0, len(text)):
+        return place
+    for pattern in ("\n", r"\s"):
+        found = re.compile(pattern).search(text, place - 1)
+        if found:
+            return found.end()
+    return place

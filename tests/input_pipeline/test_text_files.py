@@ -1,0 +1,142 @@
+"""Corpora of files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from input_pipeline.batches import DataError
+from input_pipeline.text_files import text_files
+
+LINES = "".join(f"line {i} of the text\n" for i in range(50))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "whole.txt").write_text(LINES)
+    return tmp_path
+
+
+def decoded(corpus):
+    return {name: corpus.tokenizer.decode(part) for name, part in corpus.parts.items()}
+
+
+@pytest.mark.parametrize("tokens", ["characters", "bytes"])
+def test_characters_and_bytes_are_cut_anywhere(tokens, folder):
+    corpus = text_files("whole.txt", tokens, validation=0.2, test=0.05)
+    train, held_out = round(len(LINES) * 0.75), round(len(LINES) * 0.95)
+    assert decoded(corpus) == {
+        "train": LINES[:train],
+        "validation": LINES[train:held_out],
+        "test": LINES[held_out:],
+    }
+    assert {part.dtype for part in corpus.parts.values()} == {np.dtype(np.uint8)}
+    assert corpus.tokenizer.size == (256 if tokens == "bytes" else len(set(LINES)))
+
+
+@pytest.mark.parametrize("tokens, vocabulary", [("words", None), ("subwords", 270)])
+def test_words_and_subwords_are_cut_where_lines_end(tokens, vocabulary, folder):
+    parts = decoded(text_files("whole.txt", tokens, vocabulary, test=0.1))
+    assert list(parts) == ["train", "validation", "test"]
+    assert all(part.endswith("text\n") for part in parts.values())
+    if tokens == "subwords":
+        assert "".join(parts.values()) == LINES
+    assert parts["train"].count("\n") == 41 and parts["test"].count("\n") == 4
+
+
+def test_one_line_is_cut_at_white_space(folder):
+    (folder / "one.txt").write_text("aa bbbb cccc dddd ee ff")
+    corpus = text_files("one.txt", "words", validation=0.5)
+    assert corpus.tokenizer.vocabulary == ("<eos>", "<unk>", "aa", "bbbb", "cccc")
+    np.testing.assert_array_equal(corpus.part("train"), [2, 3, 4])
+    np.testing.assert_array_equal(corpus.part("validation"), [1, 1, 1])
+
+
+def test_the_vocabulary_is_that_of_the_training_part(folder):
+    (folder / "held out.txt").write_text("line 7 of another\n")
+    corpus = text_files("whole.txt", "words", 7, validation="held out.txt", test=0.1)
+    assert set(corpus.tokenizer.vocabulary[2:]) == {"line", "of", "the", "text", "0"}
+    assert list(corpus.parts) == ["train", "validation", "test"]
+    assert decoded(corpus)["validation"] == "line <unk> of <unk>\n"
+    many = text_files("whole.txt", "words", validation="held out.txt")
+    assert many.tokenizer.size == 2 + 4 + 50 and list(many.parts) == ["train", "validation"]
+
+
+def test_a_character_that_training_lacks_is_named(folder):
+    (folder / "held out.txt").write_text("text € 12 é\n")
+    with pytest.raises(DataError) as error:
+        text_files("whole.txt", validation="held out.txt")
+    assert str(error.value) == (
+        "part \"validation\" has 2 characters that the vocabulary lacks, 'é€': add them by extra_characters, or choose "
+        'tokens = "bytes"'
+    )
+    corpus = text_files("whole.txt", validation="held out.txt", extra_characters="€é")
+    assert decoded(corpus)["validation"] == "text € 12 é\n"
+
+
+def test_files_of_a_folder_are_joined_in_order(folder):
+    (folder / "book").mkdir()
+    for name, text in {"2.txt": "two", "10.txt": "ten", "a.txt": "\ufeffa", "b.md": "b"}.items():
+        (folder / "book" / name).write_text(text)
+    assert decoded(text_files("book", validation=0.0)) == {"train": "ten\ntwo\na"}
+
+
+def test_columns_of_tables(folder):
+    (folder / "tables").mkdir()
+    (folder / "tables/2.csv").write_text('id,text\n1,"b, c"\n2,d\n')
+    (folder / "tables/1.jsonl").write_text('{"text": "a"}\n')
+    corpus = text_files("tables", validation="tables/1.jsonl", column="text")
+    assert decoded(corpus) == {"train": "a\nb, c\nd", "validation": "a"}
+
+
+def test_a_tokenizer_of_another_corpus(folder):
+    first = text_files("whole.txt", "words", 20)
+    (folder / "tokenizer.json").write_text(first.tokenizer.to_json())
+    again = text_files("whole.txt", "tokenizer.json")
+    for name, part in first.parts.items():
+        np.testing.assert_array_equal(again.part(name), part)
+    (folder / "tokenizer.json").write_text('{"tokens": "characters", "vocabulary": "lin"}')
+    with pytest.raises(DataError, match='part "train" has 18 characters that the vocabulary lacks'):
+        text_files("whole.txt", "tokenizer.json")
+
+
+def test_large_vocabularies_take_two_bytes_a_token(folder):
+    (folder / "many.txt").write_text(" ".join(map(str, range(255))))
+    corpus = text_files("many.txt", "words", validation=0.0)
+    assert corpus.tokenizer.size == 257 and corpus.part("train").dtype == np.uint16
+    assert corpus.part("train").max() == 256
+
+
+def test_a_file_that_is_not_utf_8_is_named_with_the_place(folder):
+    (folder / "latin.txt").write_bytes(b"na\xefve")
+    with pytest.raises(DataError, match=r"latin\.txt is not UTF-8 at byte 2 \(0xef\): convert it"):
+        text_files("latin.txt")
+    with pytest.raises(DataError, match=r"latin\.txt is not UTF-8"):
+        text_files("whole.txt", validation="latin.txt")
+
+
+@pytest.mark.parametrize(
+    "arguments, kind, message",
+    [
+        ({"path": "nowhere"}, DataError, r"nowhere cannot be read \(No such file or directory\)"),
+        ({"path": "empty"}, DataError, r"empty has no files \*\.txt"),
+        ({"path": "empty.txt"}, DataError, "empty.txt has 0 characters, none of them to train on"),
+        ({"path": "short.txt", "validation": 0.9}, DataError, "short.txt has 1 characters, none"),
+        ({"validation": 0.9, "test": 0.1}, ValueError, "held out are validation 0.9 and test 0.1"),
+        ({"tokens": "letters"}, ValueError, 'tokens is "letters": choose one of characters, '),
+        ({"tokens": "none.json"}, DataError, r"none\.json cannot be read"),
+        ({"tokens": "bad.json"}, DataError, r"bad\.json is no tokenizer\.json \("),
+        ({"tokens": "bytes", "vocabulary": 9}, ValueError, "vocabulary is 9: it is for words and"),
+        ({"tokens": "subwords"}, ValueError, "vocabulary is None: say how many subwords"),
+        ({"tokens": "words", "extra_characters": "é"}, ValueError, "extra_characters is 'é': it"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(arguments, kind, message, folder):
+    (folder / "empty").mkdir()
+    (folder / "empty.txt").touch()
+    (folder / "short.txt").write_text("a")
+    (folder / "bad.json").write_text(json.dumps({"tokens": "words"}))
+    with pytest.raises(kind, match=message) as error:
+        text_files(**{"path": "whole.txt", **arguments})
+    assert "\n" not in str(error.value)
