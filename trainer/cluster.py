@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 
 from input_pipeline.batches import Slice
+from trainer.environment import Workers, attached_tpus
 from trainer.exits import ConfigError, UsageError
 from trainer.hardware import Hardware, workers
+from trainer.peers import meet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Cluster:
     xla: bool
     workers: int = 1
     worker: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def chief(self) -> bool:
@@ -153,22 +156,27 @@ class Cluster:
         return f"{name}, {self.replicas} × {self.device_type}{workers}, XLA {'on' if self.xla else 'off'}"
 
 
-def connect(hardware: Hardware) -> Cluster:
-    """Makes the strategy; to be called before anything else uses a device.
+def connect(hardware: Hardware, note: Callable[[str], None] = lambda line: None) -> Cluster:
+    """Makes the strategy, once all workers are there; to be called before anything else uses a device.
+
+    Args:
+      hardware: as asked for.
+      note: is told, in a line, that it waits for others.
 
     Raises:
       UsageError: if the flags contradict each other or ask for devices that are not there.
+      LostPeer: if a worker does not come, or this one's port is taken.
     """
-    hosts, worker = workers(hardware, os.environ)
+    found = workers(hardware, os.environ, attached_tpus())
     if os.environ.get("TF_CONFIG") == "":
         del os.environ["TF_CONFIG"]  # MirroredStrategy reads it too, and cannot read nothing.
     name = hardware.strategy
     if name == "auto":
-        name = "tpu" if hardware.tpu else "multi_worker" if len(hosts) > 1 else "local"
+        name = "tpu" if found.tpu else "multi_worker" if len(found.hosts) > 1 else "local"
     if name == "tpu":
-        return _tpu(hardware)
+        return _tpu(hardware, found)
     if name == "multi_worker":
-        return _multi_worker(hardware, hosts, worker)
+        return _multi_worker(hardware, found, note)
     devices = _local_devices(hardware)
     wanted = hardware.replicas or (1 if name == "one_device" else len(devices))
     if wanted > len(devices):
@@ -184,7 +192,7 @@ def connect(hardware: Hardware) -> Cluster:
         strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
     else:
         strategy = tf.distribute.OneDeviceStrategy(devices[0])
-    return Cluster(strategy, _xla(hardware, accelerator))
+    return Cluster(strategy, _xla(hardware, accelerator), notes=found.notes)
 
 
 def _local_devices(hardware: Hardware) -> list[str]:
@@ -208,7 +216,10 @@ def _local_devices(hardware: Hardware) -> list[str]:
     return [f"CPU:{i}" for i in range(len(tf.config.list_logical_devices("CPU")))]
 
 
-def _multi_worker(hardware: Hardware, hosts: tuple[str, ...], worker: int) -> Cluster:
+def _multi_worker(hardware: Hardware, found: Workers, note: Callable[[str], None]) -> Cluster:
+    hosts, worker = found.hosts, found.worker
+    note(f"worker {worker} of {len(hosts)}, {hosts[worker]}: waiting for all of them")
+    meet(hosts, worker, hardware.start_seconds)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(hosts)}),
         task_type="worker",
@@ -219,21 +230,22 @@ def _multi_worker(hardware: Hardware, hosts: tuple[str, ...], worker: int) -> Cl
     if accelerator:
         _deterministic()
     strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
-    return Cluster(strategy, _xla(hardware, accelerator), workers=len(hosts), worker=worker)
+    return Cluster(strategy, _xla(hardware, accelerator), len(hosts), worker, found.notes)
 
 
-def _tpu(hardware: Hardware) -> Cluster:
+def _tpu(hardware: Hardware, found: Workers) -> Cluster:
+    name = found.tpu or "local"
     try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=hardware.tpu or "local")
-        if hardware.tpu not in (None, "local"):
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        if name != "local":
             tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         line = str(error).strip().split("\n")[0]
-        raise UsageError(
-            f'no TPU "{hardware.tpu or "local"}" here ({line}): name one with --tpu=NAME'
-        ) from None
-    return Cluster(tf.distribute.TPUStrategy(resolver), _xla(hardware, accelerator=True))
+        raise UsageError(f'no TPU "{name}" here ({line}): name one with --tpu=NAME') from None
+    return Cluster(
+        tf.distribute.TPUStrategy(resolver), _xla(hardware, accelerator=True), notes=found.notes
+    )
 
 
 def _deterministic() -> None:

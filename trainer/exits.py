@@ -49,6 +49,12 @@ class PreemptedExit(UserError):
     code = 75
 
 
+class LostPeer(UserError):
+    """Another worker is missing or gone, or this one's port is taken: start all again (EX_TEMPFAIL)."""
+
+    code = 75
+
+
 class NoPermission(UserError):
     """An output may not be written (EX_NOPERM)."""
 

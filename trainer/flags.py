@@ -17,6 +17,7 @@ MODES = {
     "train": "train a model; goes on by itself if the workdir holds a run",
     "evaluate": "metrics of a run on its held-out examples, and of its samples in the eyes of a network",
     "sample": "draw from the model of a run",
+    "doctor": "what is here: workers, devices, TensorFlow, storage; whether a training could start",
 }
 
 USAGE = """\
@@ -28,11 +29,12 @@ usage: lockstep MODE [CONFIG …] --workdir=FOLDER [flags]
   lockstep sample --workdir=runs/vae --count=16
   lockstep sample --workdir=runs/lstm --prompt="The " --temperature=0.7 --top_p=0.9 --count=1
   lockstep evaluate --workdir=runs/vae --features=runs/classifier
+  lockstep doctor --workdir=runs/vae
 """
 
 EXIT_CODES = """\
 exit codes: 0 done, 64 wrong command line, 65 bad data, 69 a package is missing, 70 diverged or internal error,
-            73 and 77 the workdir cannot be written, 75 preempted and saved (start again), 78 wrong configuration,
+            73 and 77 the workdir cannot be written, 75 preempted and saved, or a worker is missing (start again), 78 wrong configuration,
             130 interrupted by Ctrl-C (what was saved before stays; SIGTERM saves first)
 """
 
@@ -138,7 +140,9 @@ def _define() -> flags.FlagValues:
     flags.DEFINE_integer(
         "virtual_devices", 0, "split the CPU in so many devices", flag_values=values
     )
-    flags.DEFINE_list("hosts", [], "host:port of every worker; else TF_CONFIG", flag_values=values)
+    flags.DEFINE_list(
+        "hosts", [], "host:port of every worker; else the environment", flag_values=values
+    )
     flags.DEFINE_integer("worker", None, "which of the hosts this is, from 0", flag_values=values)
     flags.DEFINE_string("tpu", None, 'name of a TPU, or "local"', flag_values=values)
     flags.DEFINE_enum("xla", "auto", XLA, "auto is on for GPU and TPU", flag_values=values)
@@ -147,6 +151,9 @@ def _define() -> flags.FlagValues:
     )
     flags.DEFINE_integer(
         "steps_per_loop", 20, "steps between two looks of the host", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "start_seconds", 600, "how long workers wait for each other", flag_values=values
     )
     return values
 
@@ -207,7 +214,7 @@ def parse(arguments: Sequence[str]) -> CommandLine:
         **{field.name: value[field.name] for field in dataclasses.fields(Hardware)}
         | {"hosts": tuple(value["hosts"])}
     )
-    hosts, _ = workers(hardware, os.environ)
+    hosts = () if mode == "doctor" else workers(hardware, os.environ).hosts
     if value["features"] is not None and len(hosts) > 1:
         raise UsageError("--features compares on one machine: evaluate the run afterwards on one")
     configs += value["gin_file"]
@@ -244,6 +251,10 @@ def _check_files(mode: str, configs: Sequence[str], value: Mapping[str, Any]) ->
     workdir = value["workdir"]
     if workdir is not None and (not workdir or "://" in workdir):
         raise UsageError(f'--workdir="{workdir}" is not a folder: give a local or mounted one')
+    if mode == "doctor":
+        if configs:
+            raise UsageError(f"doctor needs no configuration: remove {configs[0]}")
+        return
     if workdir is None and not value["dry_run"]:
         name = configs[0].replace("/", "-").removesuffix(".gin") if configs else "NAME"
         raise UsageError(f"no --workdir: say where the run is kept, such as --workdir=runs/{name}")

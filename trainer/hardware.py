@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
 from collections.abc import Mapping, Sequence
 
+from trainer.environment import ALONE, FLAGS, Workers, check_whole_slice, is_address, read
 from trainer.exits import UsageError
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
@@ -26,15 +25,16 @@ class Hardware:
     """The flags of a run.
 
     Attributes:
-      strategy: one of `STRATEGIES`; "auto" takes a TPU if named, workers if there are several, else all devices.
+      strategy: one of `STRATEGIES`; "auto" takes a TPU if there is one, workers if there are several, else all devices.
       replicas: how many devices of this machine to use; None for all.
       virtual_devices: split the CPU in so many devices; 0 leaves it whole.
-      hosts: "host:port" of every worker, the same list on each; empty reads TF_CONFIG.
+      hosts: "host:port" of every worker, the same list on each; empty reads the environment.
       worker: index of this worker among `hosts`; None without them.
       tpu: name of a TPU, or "local".
       xla: "on", "off", or "auto": on for GPU and TPU, off for CPU, where oneDNN is faster.
       microbatch: examples a replica computes at a time; None for all of its examples of an update.
       steps_per_loop: most steps between two looks of the host at the device.
+      start_seconds: how long a worker waits for the others to start.
     """
 
     strategy: str = "auto"
@@ -46,17 +46,19 @@ class Hardware:
     xla: str = "auto"
     microbatch: int | None = None
     steps_per_loop: int = 20
+    start_seconds: int = 600
 
 
-def workers(hardware: Hardware, environ: Mapping[str, str]) -> tuple[tuple[str, ...], int]:
+def workers(hardware: Hardware, environ: Mapping[str, str], attached_tpus: int = 0) -> Workers:
     """Checks the hardware; whether its devices are there, the cluster will tell.
 
     Args:
       hardware: as asked for.
-      environ: environment variables, of which TF_CONFIG counts where there are no `hosts`.
+      environ: environment variables, which count where there are no `hosts`, see `trainer.environment`.
+      attached_tpus: TPU chips of this machine, which are used where nothing else is asked for.
 
     Returns:
-      The hosts of all workers, none for this machine alone, and which of them this is.
+      All workers, and which of them this is; `tpu` only if it is to be used.
 
     Raises:
       UsageError: in one line, the first contradiction.
@@ -64,17 +66,28 @@ def workers(hardware: Hardware, environ: Mapping[str, str]) -> tuple[tuple[str, 
     _check_values(hardware)
     _check_flags(hardware)
     if hardware.hosts:
-        return hardware.hosts, _check_hosts(hardware.hosts, hardware.worker)
+        return Workers(hardware.hosts, _check_hosts(hardware.hosts, hardware.worker), FLAGS)
     if hardware.worker is not None:
         raise UsageError("--worker needs --hosts=a:port,b:port, the same list on every worker")
-    hosts, worker = _tf_config(environ.get("TF_CONFIG") or "{}")
-    if hardware.strategy == "multi_worker" and not hosts:
+    found = read(environ, attached_tpus)
+    if hardware.strategy == "multi_worker" and not found.hosts:
         raise UsageError(
             "--strategy=multi_worker needs its workers: --hosts=a:port,b:port --worker=i, or TF_CONFIG"
         )
-    if len(hosts) > 1:
-        _check_fits_workers(hardware, len(hosts))
-    return hosts, worker
+    if len(found.hosts) > 1:
+        _check_fits_workers(hardware, found)
+    tpu = _tpu(hardware, found)
+    if tpu == "local":
+        check_whole_slice(environ)
+    return dataclasses.replace(found, tpu=tpu)
+
+
+def _tpu(hardware: Hardware, found: Workers) -> str | None:
+    """What the flags name, else what is there, unless the flags ask for other devices."""
+    if hardware.tpu or hardware.strategy == "tpu":
+        return hardware.tpu or found.tpu or "local"
+    others = hardware.strategy != "auto" or hardware.virtual_devices or hardware.replicas
+    return None if others or len(found.hosts) > 1 else found.tpu
 
 
 def _check_values(hardware: Hardware) -> None:
@@ -87,6 +100,7 @@ def _check_values(hardware: Hardware) -> None:
         ("virtual_devices", 0),
         ("microbatch", 1),
         ("steps_per_loop", 1),
+        ("start_seconds", 1),
     ):
         value = getattr(hardware, name)
         if value is not None and value < least:
@@ -117,51 +131,26 @@ def _check_flags(hardware: Hardware) -> None:
 
 
 def _check_hosts(hosts: Sequence[str], worker: int | None) -> int:
-    wrong = [host for host in hosts if not re.fullmatch(r"[^\s:]+:\d+|\[[0-9a-fA-F:]+\]:\d+", host)]
+    wrong = [host for host in hosts if not is_address(host)]
     if wrong:
         raise UsageError(f'--hosts names "{wrong[0]}": write host:port')
     if len(set(hosts)) < len(hosts):
         raise UsageError("--hosts names a worker twice: give each its own host:port")
     if worker is None:
         raise UsageError(f"--hosts needs --worker: which of them this is, 0 to {len(hosts) - 1}")
-    _check_number("--worker=", worker, hosts)
+    if not 0 <= worker < len(hosts):
+        raise UsageError(f"--worker={worker} is not among the {len(hosts)} hosts: number from 0")
     return worker
 
 
-def _check_number(kind: str, number: int, hosts: Sequence[str]) -> None:
-    if hosts and not 0 <= number < len(hosts):
-        raise UsageError(f"{kind}{number} is not among the {len(hosts)} hosts: number from 0")
-
-
-def _check_fits_workers(hardware: Hardware, count: int) -> None:
+def _check_fits_workers(hardware: Hardware, found: Workers) -> None:
     """Else each of the machines would be the chief of a training of its own, all in one workdir."""
-    there = f"TF_CONFIG names {count} workers"
+    there, alone = f"{found.platform} names {len(found.hosts)} workers", ALONE[found.platform]
     if hardware.strategy not in FITTING["hosts"]:
         raise UsageError(
             f"{there}, and --strategy={hardware.strategy} has one: "
-            "use --strategy=multi_worker, or unset TF_CONFIG"
+            f"use --strategy=multi_worker, or {alone}"
         )
     for name in ("tpu", "virtual_devices", "replicas"):
         if getattr(hardware, name):
-            raise UsageError(
-                f"{there}, each with all of its devices: drop --{name}, or unset TF_CONFIG"
-            )
-
-
-def _tf_config(text: str) -> tuple[tuple[str, ...], int]:
-    """The hosts that TF_CONFIG names, and which of them this is. A chief is the first worker."""
-    try:
-        described = json.loads(text)
-        jobs, task = described.get("cluster", {}), described.get("task", {})
-        chiefs, others = jobs.get("chief", []), jobs.get("worker", [])
-        if not isinstance(chiefs, list) or not isinstance(others, list):
-            raise TypeError("hosts must be a list")
-        kind, index = task.get("type", "worker"), int(task.get("index", 0))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"TF_CONFIG is not a cluster description ({error}): mend or unset it"
-        ) from None
-    if kind not in ("chief", "worker"):
-        raise UsageError(f"TF_CONFIG says that this is a task {kind}: only chief and worker train")
-    _check_number(f"{kind} ", index, chiefs if kind == "chief" else others)
-    return (*chiefs, *others), index if kind == "chief" else len(chiefs) + index
+            raise UsageError(f"{there}, each with all of its devices: drop --{name}, or {alone}")

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from trainer import config, config_files, durable, flags, workdir
+from trainer import config, config_files, durable, flags, peers, workdir
 from trainer.catalogue import registry
 from trainer.exits import (
     CannotCreate,
@@ -26,7 +26,7 @@ from trainer.exits import (
     UserError,
     one_line,
 )
-from trainer.hardware import Hardware
+from trainer.hardware import Hardware, workers
 from trainer.preemption import stop_signal
 
 if TYPE_CHECKING:
@@ -75,7 +75,22 @@ def _answer(arguments: Sequence[str]) -> None:
     except flags.Answer as answer:
         print(str(answer).rstrip())
         return
-    {"train": train, "evaluate": evaluate, "sample": sample}[line.mode](line, arguments)
+    mode = {"train": train, "evaluate": evaluate, "sample": sample, "doctor": doctor}[line.mode]
+    try:
+        mode(line, arguments)
+    except Exception as error:
+        problem = _peer_problem(error, line.hardware)
+        if problem is None:
+            raise
+        raise problem from error
+
+
+def _peer_problem(error: Exception, hardware: Hardware) -> UserError | None:
+    """What TensorFlow's error says of other workers, None if it says nothing of them."""
+    if isinstance(error, UserError):
+        return None
+    found = workers(hardware, os.environ)
+    return peers.lost(error, found.hosts, found.worker)
 
 
 def _say(text: str) -> None:
@@ -257,6 +272,18 @@ def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         path = Path(line.workdir or "") / "samples" / f"step-{step:08d}-{name}.png"
         durable.write(path, pictures.png(pictures.table(cells)))
         print(path)
+
+
+def doctor(line: flags.CommandLine, arguments: Sequence[str]) -> None:
+    """Prints what is here as a table and as one line of JSON, and ends as the first problem would end a training."""
+    from trainer.doctor import examine
+
+    report = examine(
+        line.hardware, os.environ, None if line.workdir is None else Path(line.workdir)
+    )
+    report.print()
+    if report.problem:
+        raise report.problem
 
 
 def _decoding(line: flags.CommandLine) -> list[str]:

@@ -66,7 +66,7 @@ class Trainer:
         self.experiment, self.hardware = experiment, hardware or Hardware()
         self.workdir = None if workdir is None else pathlib.Path(workdir)
         self._note = note
-        self.cluster: Cluster = connect(self.hardware)
+        self.cluster: Cluster = connect(self.hardware, note)
         self.strategy = self.cluster.strategy
         self.layout = batch_layout(
             experiment.global_batch, self.cluster.replicas, self.hardware.microbatch
@@ -177,6 +177,8 @@ class Trainer:
                 return Outcome.ALREADY_DONE
             how = f"going on from step {start}" if start else "training"
             self._note(f"{how} on {self.cluster.describe()}")
+            for note in self.cluster.notes:
+                self._note(note)
             if self.batches.inexact:
                 self._note(f"not exact: {self.batches.inexact}")
             if self.cluster.chief and (baseline := self.baseline()):

@@ -2,8 +2,9 @@
 
     python -m tests.contract.child worker RANK PORT,PORT,… WORKDIR
     python -m tests.contract.child nursery
+    python -m tests.contract.child launched PORT,PORT,PORT,PORT FOLDER
 
-Both import TensorFlow once and fork a child for each run, before they have used any device (TRAPS 15b). The nursery does so
+All import TensorFlow once and fork a child for each run, before they have used any device (TRAPS 15b). The nursery does so
 for each line of JSON on its standard input: {"family", "fields", "hardware", "workdir", "die": null or [function, call],
 "kill": null or [rows, seconds]}. With "die" the child kills itself within the write of a checkpoint; with "kill" it is killed
 so many seconds after it has written so many rows of metrics. The answer is the child's exit status, negative for a signal.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import pathlib
@@ -93,6 +95,34 @@ def worker(rank: str, ports: str, workdir: str) -> int:
     return 0
 
 
+def launched(ports: str, folder: str) -> int:
+    """Launches two gangs of two workers, kills one of each once it trains, and prints the exit codes of the others.
+
+    Of the gang in `folder/0` it kills worker 0, of that in `folder/1` worker 1; `ports` are two for each.
+    """
+    _import()
+    from trainer import main
+
+    free = iter(ports.split(","))
+
+    def run(gang: int, rank: int, hosts: str) -> int:
+        log = os.open(f"{folder}/{gang}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log if rank != gang else os.open(os.devnull, os.O_WRONLY), 2)
+        flags = [f"--workdir={folder}/{gang}", f"--hosts={hosts}", f"--worker={rank}"]
+        return main.main(["train", "classifier/digits", "--gin_param=STEPS=100000", *flags])
+
+    gangs = []
+    for gang in range(2):
+        hosts = ",".join(f"127.0.0.1:{next(free)}" for _ in range(2))
+        gangs.append([_fork(functools.partial(run, gang, rank, hosts)) for rank in range(2)])
+    for gang, children in enumerate(gangs):
+        _kill(children[gang], f"{folder}/{gang}/metrics.jsonl", 1, 0)
+        os.waitpid(children[gang], 0)
+    for gang, children in enumerate(gangs):
+        print(os.waitstatus_to_exitcode(os.waitpid(children[1 - gang], 0)[1]), flush=True)
+    return 0
+
+
 def _import() -> None:
     import keras  # noqa: F401
     import tensorflow as tf  # noqa: F401
@@ -167,4 +197,6 @@ def nursery() -> int:
 if __name__ == "__main__":
     _end_with_parent()
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-    sys.exit({"worker": worker, "nursery": nursery}[sys.argv[1]](*sys.argv[2:]))
+    sys.exit(
+        {"worker": worker, "nursery": nursery, "launched": launched}[sys.argv[1]](*sys.argv[2:])
+    )

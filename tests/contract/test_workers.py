@@ -59,3 +59,25 @@ def test_two_workers_learn_the_same(name, workers, tmp_path):
         assert_close(run, one, losses=1e-9, weights=1e-8)
     pictures = [path.name for path in (workers / name).glob("samples/step-????????.*")]
     assert pictures == (["step-00000050.png"] if fields.get("samples") else [])
+
+
+@pytest.fixture(scope="module")
+def lost(tmp_path_factory):
+    """Of two gangs of which one worker was killed: the exit codes of the others, their logs and all ports."""
+    folder, ports = tmp_path_factory.mktemp("lost"), free_ports(4)
+    command = [sys.executable, "-m", "tests.contract.child", "launched"]
+    command += [",".join(map(str, ports)), str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=280)
+    return done.stdout.split()[-2:], [(folder / f"{i}.log").read_text() for i in range(2)], ports
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_worker_that_is_killed_ends_the_other_with_a_line(killed, lost):
+    """Named, and to be started again: exit code 75. The first worker hears of it otherwise than the others."""
+    codes, logs, ports = lost
+    assert codes == ["75", "75"], logs
+    assert logs[killed].splitlines()[-1] == (
+        f"lockstep: worker {killed} (127.0.0.1:{ports[3 * killed]}) is gone: see its log, and start all workers again; "
+        "they go on from the last checkpoint"
+    )
+    assert "Traceback" not in logs[killed]

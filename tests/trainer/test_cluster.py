@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from input_pipeline.batches import Slice
+from trainer import cluster as module
 from trainer.cluster import Cluster, Layout, batch_layout, connect
 from trainer.exits import ConfigError, UsageError
 from trainer.hardware import Hardware
@@ -214,8 +215,9 @@ class Gang:
 
 @pytest.fixture
 def gang(monkeypatch):
-    """connect, with the environment variable TF_CONFIG."""
+    """connect, with the environment variable TF_CONFIG, where all workers are there."""
     monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", Gang)
+    monkeypatch.setattr(module, "meet", lambda hosts, worker, seconds: None)
 
     def run(config=None, hardware=None):
         text = config if isinstance(config, str) else json.dumps(config)
@@ -312,15 +314,21 @@ def test_workers_of_tf_config_are_not_each_a_chief(gang, hardware, line):
         (described(None, worker=["a:1", "b:1"]), "TF_CONFIG is not a cluster description ("),
         (described("x", worker=["a:1", "b:1"]), "TF_CONFIG is not a cluster description ("),
         (described(0, worker="a:1,b:1"), "TF_CONFIG is not a cluster description ("),
-        (described(2, worker=["a:1", "b:1"]), "worker 2 is not among the 2 hosts: number from 0"),
-        (described(-1, worker=["a:1", "b:1"]), "worker -1 is not among the 2 hosts: number from 0"),
+        (
+            described(2, worker=["a:1", "b:1"]),
+            "TF_CONFIG: worker 2 is not among the 2 hosts of worker: number from 0",
+        ),
+        (
+            described(-1, worker=["a:1", "b:1"]),
+            "TF_CONFIG: worker -1 is not among the 2 hosts of worker: number from 0",
+        ),
         (
             described(1, "chief", chief=["a:1"], worker=["b:1"]),
-            "chief 1 is not among the 1 hosts: number from 0",
+            "TF_CONFIG: chief 1 is not among the 1 hosts of chief: number from 0",
         ),
         (
             described(1, chief=["a:1"], worker=["b:1"]),
-            "worker 1 is not among the 1 hosts: number from 0",
+            "TF_CONFIG: worker 1 is not among the 1 hosts of worker: number from 0",
         ),
         (
             described(0, "evaluator", worker=["a:1", "b:1"]),

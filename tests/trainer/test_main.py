@@ -46,7 +46,7 @@ sys.exit(99 if late else code)
         (
             "",
             64,
-            "lockstep: no mode: begin with one of train, evaluate, sample; lockstep --help tells more",
+            "lockstep: no mode: begin with one of train, evaluate, sample, doctor; lockstep --help tells more",
         ),
         ("train --workdr=x", 64, "lockstep: unknown flag --workdr; did you mean --workdir?"),
         ("train gan/nowhere --workdir=x", 78, 'lockstep: there is no config "gan/nowhere"'),
@@ -95,7 +95,7 @@ def test_help_names_every_flag() -> None:
 
 MISTAKES = {
     "trian gan/digits": "unknown mode trian; did you mean train?",
-    "export": "unknown mode export: use train, evaluate, sample",
+    "export": "unknown mode export: use train, evaluate, sample, doctor",
     "train x --strategy=miror --workdir=w": (
         "--strategy=miror: value should be one of <auto|one_device|mirrored|multi_worker|tpu>"
     ),
@@ -113,6 +113,9 @@ MISTAKES = {
     "evaluate --count=3 --workdir=w": (
         "--count is for the samples that --features compares: give both, or none"
     ),
+    "doctor gan/digits": "doctor needs no configuration: remove gan/digits",
+    "doctor --dry_run": "--dry_run is for train, not for doctor: remove it",
+    "train x --start_seconds=0 --workdir=w": "--start_seconds=0: it must be at least 1",
     "train x --prompt=a --workdir=w": "--prompt is for sample, not for train: remove it",
     "evaluate --top_p=0.9 --workdir=w": "--top_p is for sample, not for evaluate: remove it",
     "sample --prompt= --workdir=w": "--prompt is empty: give a text, or leave it out",
