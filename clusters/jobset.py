@@ -1,7 +1,7 @@
-"""Kubernetes: a JobSet of one Job with one pod for each worker, found by the names of a headless service.
+"""Kubernetes: a JobSet of one Indexed Job with a pod for each worker, found by the names of a headless service.
 
-The controller makes that service. A worker knows itself by JOB_COMPLETION_INDEX, its gang by LOCKSTEP_WORKERS and JOBSET_NAME:
-worker i listens at `$JOBSET_NAME-worker-i-0.$JOBSET_NAME`.
+The controller makes that service. A worker knows itself by JOB_COMPLETION_INDEX, which Kubernetes sets, and its gang by
+LOCKSTEP_WORKERS, JOBSET_NAME and REPLICATED_JOB_NAME: pod i is `$JOBSET_NAME-$REPLICATED_JOB_NAME-0-i.$JOBSET_NAME`.
 """
 
 from __future__ import annotations
@@ -55,19 +55,17 @@ def _jobset(job: Job) -> dict[str, Any]:
                     }
                 ],
             },
-            "replicatedJobs": [
-                {"name": WORKER, "replicas": job.nodes, "template": {"spec": _job(job)}}
-            ],
+            "replicatedJobs": [{"name": WORKER, "replicas": 1, "template": {"spec": _job(job)}}],
         },
     }
 
 
 def _job(job: Job) -> dict[str, Any]:
-    """One pod; its failure is the Job's, and that of the gang."""
+    """A pod that fails is the failure of the Job and with it of the gang."""
     spec: dict[str, Any] = {
         "completionMode": "Indexed",
-        "completions": 1,
-        "parallelism": 1,
+        "completions": job.nodes,
+        "parallelism": job.nodes,
         "backoffLimit": 0,
         "podFailurePolicy": {
             "rules": [
@@ -159,9 +157,9 @@ def _container(job: Job, mounts: list[dict[str, str]]) -> dict[str, Any]:
         # Kubernetes reads $(NAME) in arguments, and $$ as $.
         "args": [argument.replace("$", "$$") for argument in job.train(more)],
         "env": [
-            _of_label("JOB_COMPLETION_INDEX", "job-index"),
-            _of_label("JOBSET_NAME", "jobset-name"),
             {"name": "LOCKSTEP_WORKERS", "value": str(job.nodes)},
+            {"name": "JOBSET_NAME", "value": job.name},
+            {"name": "REPLICATED_JOB_NAME", "value": WORKER},
             *({"name": name, "value": value.replace("$", "$$")} for name, value in job.env),
             *(
                 {
@@ -177,12 +175,6 @@ def _container(job: Job, mounts: list[dict[str, str]]) -> dict[str, Any]:
         container["resources"] = resources
     container["volumeMounts"] = mounts
     return container
-
-
-def _of_label(variable: str, label: str) -> dict[str, Any]:
-    """A variable with what the controller writes in a label of the pod."""
-    path = f"metadata.labels['jobset.sigs.k8s.io/{label}']"
-    return {"name": variable, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
 def _resources(job: Job) -> dict[str, Any]:

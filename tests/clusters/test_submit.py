@@ -327,8 +327,7 @@ FIELDS = {
                                                 "name": str,
                                                 "value": str,
                                                 "valueFrom": {
-                                                    "fieldRef": {"fieldPath": str},
-                                                    "secretKeyRef": {"name": str, "key": str},
+                                                    "secretKeyRef": {"name": str, "key": str}
                                                 },
                                             }
                                         ],
@@ -391,14 +390,14 @@ def test_a_jobset_has_the_fields_of_its_kind(name):
     spec = replicated["template"]["spec"]
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
-    # Each worker is a Job of one pod, whose number is the Job's; a pod that fails is not made again by the Job.
-    assert replicated["replicas"] == job.nodes
-    assert (spec["completions"], spec["parallelism"], spec["backoffLimit"]) == (1, 1, 0)
-    env = {one["name"]: one.get("value", one.get("valueFrom")) for one in container["env"]}
-    path = "metadata.labels['jobset.sigs.k8s.io/{}']"
-    assert env["JOB_COMPLETION_INDEX"] == {"fieldRef": {"fieldPath": path.format("job-index")}}
-    assert env["JOBSET_NAME"] == {"fieldRef": {"fieldPath": path.format("jobset-name")}}
+    # Each worker is a pod of one Job, which makes none of them again.
+    assert replicated["replicas"] == 1
+    assert spec["completions"] == spec["parallelism"] == job.nodes
+    assert spec["backoffLimit"] == 0
+    env = {one["name"]: one.get("value") for one in container["env"]}
     assert env["LOCKSTEP_WORKERS"] == str(job.nodes)
+    assert env["JOBSET_NAME"] == made["metadata"]["name"]
+    assert env["REPLICATED_JOB_NAME"] == replicated["name"]
     # 75 restarts the gang, other codes that are no signal end it: rules name the container, and mounts their volumes.
     evicted, failed = spec["podFailurePolicy"]["rules"]
     assert evicted["action"] == "Ignore"
