@@ -82,7 +82,16 @@ def test_a_configuration_and_a_folder_are_added_where_none_is_given(
 
 def test_bash_of_macos_can_read_it() -> None:
     """It is 3.2, which does not know these."""
-    for name in ("train", "setup", "test", "convert", "benchmark"):
+    for name in (
+        "train",
+        "setup",
+        "test",
+        "convert",
+        "benchmark",
+        "submit",
+        "launch",
+        "test_slurm",
+    ):
         text = (ROOT / "scripts" / name).read_text()
         for newer in (";;&", ";&", "mapfile", "readarray", "declare -A", "&>>", "^^}", ",,}"):
             assert newer not in text, (name, newer)

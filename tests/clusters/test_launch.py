@@ -1,0 +1,49 @@
+"""A gang that loses a worker in the middle goes on by itself, and ends with the bits of one that did not."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+from tests.contract.runs import assert_equal, results
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 400
+TINY = (
+    "--gin_param=MLPEncoder.widths=(8,) --gin_param=MLPDecoder.widths=(8,) --gin_param=VAE.latent=2 "
+    f"--gin_param=Experiment.samples=0 --gin_param=STEPS={STEPS} --gin_param=Experiment.checkpoint_every=40"
+).split()
+
+
+def start(workdir: pathlib.Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "clusters.launch", "--workers=2", "--max_restarts=1"]
+    command += ["--grace=1", "--", "train", "vae/digits_mlp", f"--workdir={workdir}", *TINY]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_a_gang_that_lost_a_worker_ends_with_the_same_bits(tmp_path):
+    undisturbed = start(tmp_path / "undisturbed")
+    text, _ = undisturbed.communicate()
+    assert undisturbed.returncode == 0, text
+
+    process = start(tmp_path / "run")
+    pid = re.findall(r"\d+", process.stdout.readline())[2]
+    checkpoints = tmp_path / "run/checkpoints"
+    while not list(checkpoints.glob("step-*")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.002)
+    os.kill(int(pid), signal.SIGKILL)
+    text, _ = process.communicate()
+    assert process.returncode == 0, text
+    assert "launch: worker 1 was ended by SIGKILL: ending worker 0" in text
+    assert "launch: restart 1 of 1 with 2 workers" in text
+    (step,) = set(re.findall(r"going on from step (\d+) on .* on 2 workers", text))
+    assert 40 <= int(step) < STEPS
+    assert_equal(results(tmp_path / "run"), results(tmp_path / "undisturbed"))
