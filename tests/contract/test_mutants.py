@@ -108,13 +108,9 @@ def clipped_before_the_reduce(monkeypatch):
     original = Step._phase_gradients
 
     def clipped(self, phase, *args):
-        gradients, metrics, statistics = original(self, phase, *args)
+        gradients, *others = original(self, phase, *args)
         limit = phase.optimizer.clip_norm or 1e9
-        return (
-            tf.clip_by_global_norm(gradients, limit / self._layout.replicas)[0],
-            metrics,
-            statistics,
-        )
+        return tf.clip_by_global_norm(gradients, limit / self._layout.replicas)[0], *others
 
     monkeypatch.setattr(Step, "_phase_gradients", clipped)
 
@@ -143,13 +139,13 @@ def statistics_of_one_replica(monkeypatch):
     original = Step._phase_gradients
 
     def of_the_first(self, phase, names, variables, batch, first, *args):
-        gradients, metrics, statistics = original(
+        gradients, metrics, statistics, carry = original(
             self, phase, names, variables, batch, first, *args
         )
         alone = [
             tf.where(first == 0, s * self._layout.replicas, tf.zeros_like(s)) for s in statistics
         ]
-        return gradients, metrics, alone
+        return gradients, metrics, alone, carry
 
     monkeypatch.setattr(Step, "_phase_gradients", of_the_first)
 
