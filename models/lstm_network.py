@@ -17,7 +17,7 @@ from models.objective import Noise
 class LSTMNetwork(keras.layers.Layer):
     """Embedding, LSTM layers, logits of the next token.
 
-    Implements `models.language_model.TokenNetwork`.
+    Implements `models.token_network.TokenNetwork`.
 
     Args:
       vocabulary: number of tokens.

@@ -181,7 +181,8 @@ class Trainer:
                 self._note(note)
             if self.batches.inexact:
                 self._note(f"not exact: {self.batches.inexact}")
-            if self.cluster.chief and (baseline := self.baseline()):
+            # It takes seconds on a large corpus, and was said at the first start.
+            if start == 0 and self.cluster.chief and (baseline := self.baseline()):
                 values = (f"{name} {value:.4f}" for name, value in baseline.items())
                 self._note(f"baseline: {', '.join(values)} ({self.experiment.baseline})")
             outcome = self._train(start, stop, texts or {}, started)
