@@ -592,7 +592,10 @@ def test_what_is_wrong_is_said_before_it_is_submitted(target, fields, said):
 
 def test_variables_that_are_no_secrets_may_be_given():
     env = (("TOKENIZERS_PARALLELISM", "0"), ("GOOGLE_APPLICATION_CREDENTIALS", "/key.json"))
-    planned("slurm", dataclasses.replace(DIGITS, env=env))
+    (script,) = planned("slurm", dataclasses.replace(DIGITS, env=env)).files.values()
+    lines = script.splitlines()
+    assert "export TOKENIZERS_PARALLELISM=0" in lines
+    assert "export GOOGLE_APPLICATION_CREDENTIALS=/key.json" in lines
 
 
 def test_the_command_line_describes_the_job(capsys, monkeypatch, tmp_path):
