@@ -10,14 +10,12 @@ import subprocess
 import sys
 import time
 
+from tests.clusters.tiny import tiny
 from tests.contract.runs import assert_equal, results
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 400
-TINY = (
-    "--gin_param=MLPEncoder.widths=(8,) --gin_param=MLPDecoder.widths=(8,) --gin_param=VAE.latent=2 "
-    f"--gin_param=Experiment.samples=0 --gin_param=STEPS={STEPS} --gin_param=Experiment.checkpoint_every=40"
-).split()
+TINY = tiny(STEPS, checkpoint_every=40)
 
 
 def start(workdir: pathlib.Path) -> subprocess.Popen[str]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.clusters.tiny import tiny
 from tests.contract.runs import Run, assert_equal, results
 
 pytestmark = [
@@ -21,10 +22,7 @@ pytestmark = [
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 2000
-TINY = (
-    "--gin_param=MLPEncoder.widths=(8,) --gin_param=MLPDecoder.widths=(8,) --gin_param=VAE.latent=2 "
-    f"--gin_param=Experiment.samples=0 --gin_param=STEPS={STEPS} --gin_param=Experiment.checkpoint_every=100"
-).split()
+TINY = tiny(STEPS, checkpoint_every=100)
 
 
 def slurm(*command: str) -> str:
