@@ -26,6 +26,7 @@ from trainer.evaluation import Evaluation
 from trainer.exits import ConfigError
 from trainer.experiment import Experiment
 from trainer.hardware import Hardware
+from trainer.ledger import Ledger
 from trainer.metrics import MetricWriter, NullWriter
 from trainer.precision import PRECISIONS
 from trainer.preemption import stop_signal
@@ -99,6 +100,9 @@ class Trainer:
             self._sampling.check()
         directory = (self.workdir or pathlib.Path()) / "checkpoints"
         self.checkpoints = checkpoint.Checkpoints(directory, experiment.keep_checkpoints)
+        self.ledger = Ledger(
+            self.workdir / "events.jsonl" if self.workdir and self._writes else None
+        )
         self.best: dict[str, Any] = {}
         self._seconds = 0.0
 
@@ -200,6 +204,7 @@ class Trainer:
         writer: MetricWriter | NullWriter = NullWriter()
         if self.cluster.chief:
             started()
+            self.ledger.record("start", step=start)
             if self.workdir is not None:
                 writer = MetricWriter(self.workdir, resume_step=start)
                 (self.workdir / "DONE").unlink(missing_ok=True)
