@@ -17,6 +17,7 @@ MODES = {
     "train": "train a model; goes on by itself if the workdir holds a run",
     "evaluate": "metrics of a run on its held-out examples, and of its samples in the eyes of a network",
     "sample": "draw from the model of a run",
+    "report": "goodput of a run: the productive share of its time, and where the rest went",
     "doctor": "what is here: workers, devices, TensorFlow, storage; whether a training could start",
 }
 
@@ -29,6 +30,7 @@ usage: lockstep MODE [CONFIG …] --workdir=FOLDER [flags]
   lockstep sample --workdir=runs/vae --count=16
   lockstep sample --workdir=runs/lstm --prompt="The " --temperature=0.7 --top_p=0.9 --count=1
   lockstep evaluate --workdir=runs/vae --features=runs/classifier
+  lockstep report --workdir=runs/vae
   lockstep doctor --workdir=runs/vae
 """
 
@@ -214,7 +216,7 @@ def parse(arguments: Sequence[str]) -> CommandLine:
         **{field.name: value[field.name] for field in dataclasses.fields(Hardware)}
         | {"hosts": tuple(value["hosts"])}
     )
-    hosts = () if mode == "doctor" else workers(hardware, os.environ).hosts
+    hosts = () if mode in ("report", "doctor") else workers(hardware, os.environ).hosts
     if value["features"] is not None and len(hosts) > 1:
         raise UsageError("--features compares on one machine: evaluate the run afterwards on one")
     configs += value["gin_file"]

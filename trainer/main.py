@@ -75,7 +75,8 @@ def _answer(arguments: Sequence[str]) -> None:
     except flags.Answer as answer:
         print(str(answer).rstrip())
         return
-    mode = {"train": train, "evaluate": evaluate, "sample": sample, "doctor": doctor}[line.mode]
+    modes = (train, evaluate, sample, report, doctor)
+    mode = {function.__name__: function for function in modes}[line.mode]
     try:
         mode(line, arguments)
     except Exception as error:
@@ -138,8 +139,10 @@ def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         # What does not fit must not show after an hour.
         judge = None if line.features is None else _judge(line, trainer)
 
+    from trainer.timesheet import program_start
     from trainer.trainer import Outcome
 
+    trainer.timesheet.began = program_start()
     start = {"command": workdir.command(arguments), **workdir.versions()}
     texts = {
         "config": f"```\n{resolved.text}```",
@@ -272,6 +275,13 @@ def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         path = Path(line.workdir or "") / "samples" / f"step-{step:08d}-{name}.png"
         durable.write(path, pictures.png(pictures.table(cells)))
         print(path)
+
+
+def report(line: flags.CommandLine, arguments: Sequence[str]) -> None:
+    """Prints where the time of a run went as a table and as one line of JSON."""
+    from trainer.report import report
+
+    report(Path(line.workdir or "")).print(line.workdir or "")
 
 
 def doctor(line: flags.CommandLine, arguments: Sequence[str]) -> None:

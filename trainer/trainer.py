@@ -33,6 +33,7 @@ from trainer.preemption import stop_signal
 from trainer.progress import Progress
 from trainer.sampling import Sampling
 from trainer.step import Step
+from trainer.timesheet import Timesheet
 from trainer.timing import StepTimes
 
 
@@ -64,6 +65,7 @@ class Trainer:
         workdir: str | pathlib.Path | None = None,
         note: Callable[[str], None] = print,
     ) -> None:
+        began = time.time()
         self.experiment, self.hardware = experiment, hardware or Hardware()
         self.workdir = None if workdir is None else pathlib.Path(workdir)
         self._note = note
@@ -103,6 +105,7 @@ class Trainer:
         self.ledger = Ledger(
             self.workdir / "events.jsonl" if self.workdir and self._writes else None
         )
+        self.timesheet = Timesheet(self.ledger, began)
         self.best: dict[str, Any] = {}
         self._seconds = 0.0
 
@@ -174,7 +177,8 @@ class Trainer:
         stop = threading.Event()
         with stop_signal(lambda *_: stop.set()):
             # Without a checkpoint it goes on from what is in memory.
-            start = self.restore() or int(self.step.number.numpy())
+            with self.timesheet.restoring():
+                start = self.restore() or int(self.step.number.numpy())
             self.cluster.check_same("the step of the last checkpoint", start)
             if start >= self.experiment.steps:
                 self._say_done(start)  # A kill may have come between the last save and this.
@@ -204,20 +208,24 @@ class Trainer:
         writer: MetricWriter | NullWriter = NullWriter()
         if self.cluster.chief:
             started()
-            self.ledger.record("start", step=start)
             if self.workdir is not None:
                 writer = MetricWriter(self.workdir, resume_step=start)
                 (self.workdir / "DONE").unlink(missing_ok=True)
+            self.timesheet.start(start, self.cluster.describe(), self.cluster.waited_seconds)
         progress = (
             Progress(self.experiment.steps, start, sys.stderr) if self.cluster.chief else None
         )
-        with writer, contextlib.closing(progress) if progress else contextlib.nullcontext():
+        bar = contextlib.closing(progress) if progress else contextlib.nullcontext()
+        with self.timesheet.telling_failure(), writer, bar:
             for name, text in texts.items():
                 writer.text(name, text, start)
             try:
-                return self.run(self.data(start), start, writer, progress, stop)
+                outcome = self.run(self.data(start), start, writer, progress, stop)
             finally:
-                self.checkpoints.wait()  # Also when it diverged: what was being saved stays.
+                with self.timesheet.spent("saves"):
+                    self.checkpoints.wait()  # Also when it diverged: what was being saved stays.
+            self.timesheet.tell(outcome.name.lower(), int(self.step.number.numpy()), self.skipped())
+        return outcome
 
     def _say_done(self, steps: int) -> None:
         if self.workdir is not None and self.cluster.chief and not (self.workdir / "DONE").exists():
@@ -246,7 +254,9 @@ class Trainer:
         until, began = until or experiment.steps, time.perf_counter() - self._seconds
         while step < until:
             count = min(self._until_boundary(step), until - step)
-            times.add(self._run_steps(data, tf.constant(count)).numpy(), time.time())
+            times_of_steps = self._run_steps(data, tf.constant(count)).numpy()
+            ended = time.time()
+            times.add(times_of_steps, ended)
             step += count
             reached = int(self.step.number.numpy())
             if reached != step:
@@ -256,6 +266,7 @@ class Trainer:
             for update in self.step.updates:
                 update.check_diverged()
             self._seconds = time.perf_counter() - began
+            self.timesheet.loop(step, times_of_steps, ended, self.skipped)
             if progress:
                 progress.update(step, times.examples_per_second(self._examples_per_step))
             improved = self._look(step, writer, progress, times)
@@ -299,7 +310,8 @@ class Trainer:
             row |= self._read_metrics() | times.metrics(self._examples_per_step)
             times.clear()
         if experiment.evaluate_every and (last or step % experiment.evaluate_every == 0):
-            evaluated = self.evaluation()
+            with self.timesheet.spent("evaluation"):
+                evaluated = self.evaluation()
             improved = self._is_best(step, evaluated)
             row |= {f"eval/{name}": value for name, value in evaluated.items()}
         if row:
@@ -309,7 +321,8 @@ class Trainer:
         due = last or (experiment.sample_every and step % experiment.sample_every == 0)
         if due and self._writes and experiment.samples:
             try:
-                self._draw(step, writer)
+                with self.timesheet.spent("samples"):
+                    self._draw(step, writer)
             except Exception:
                 # What cannot be drawn or written now could not at the next start either: what was learnt must not wait for it.
                 writer.sync()
@@ -338,7 +351,12 @@ class Trainer:
 
     def _save(self) -> None:
         if self._writes:
-            self.checkpoints.save(self.snapshot(), self.best.get("step"))
+            with self.timesheet.spent("saves"):
+                self.checkpoints.save(self.snapshot(), self.best.get("step"))
+
+    def skipped(self) -> int:
+        """Updates of all phases that were not made, since something was not finite."""
+        return sum(int(update.bad.numpy()[2]) for update in self.step.updates)
 
     def _read_metrics(self) -> dict[str, float]:
         row: dict[str, float] = {}

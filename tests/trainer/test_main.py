@@ -46,7 +46,7 @@ sys.exit(99 if late else code)
         (
             "",
             64,
-            "lockstep: no mode: begin with one of train, evaluate, sample, doctor; lockstep --help tells more",
+            "lockstep: no mode: begin with one of train, evaluate, sample, report, doctor; lockstep --help tells more",
         ),
         ("train --workdr=x", 64, "lockstep: unknown flag --workdr; did you mean --workdir?"),
         ("train gan/nowhere --workdir=x", 78, 'lockstep: there is no config "gan/nowhere"'),
@@ -95,7 +95,7 @@ def test_help_names_every_flag() -> None:
 
 MISTAKES = {
     "trian gan/digits": "unknown mode trian; did you mean train?",
-    "export": "unknown mode export: use train, evaluate, sample, doctor",
+    "export": "unknown mode export: use train, evaluate, sample, report, doctor",
     "train x --strategy=miror --workdir=w": (
         "--strategy=miror: value should be one of <auto|one_device|mirrored|multi_worker|tpu>"
     ),
