@@ -3,13 +3,13 @@
 start      step, host, pid, cluster; seconds from the start of the program: building, and waiting for other workers
 restore    step, seconds
 alive      a sign of life: step, skipped updates in all, and seconds since the start by what they went into
-save       step
+save       step, seconds of writing, and seconds that the training waited for it
 skip       updates that were not made since they were not finite
 rollback   step, to
 stall      step, its seconds, and how many of them it waited for data
 retry      file, error: something could not be read, and is tried again
 damaged    a checkpoint that is not what was written
-takeover   of a lock whose owner is gone
+takeover   of a lock whose owner is gone: generation, owner
 preempted, done, diverged, failed    the end, with what "alive" has; failed: error, the name of its type
 """
 
@@ -21,6 +21,8 @@ import os
 import pathlib
 import time
 from typing import Any
+
+from trainer import durable
 
 
 class Ledger:
@@ -43,14 +45,16 @@ class Ledger:
         if self._path is None:
             return
         line = json.dumps({"time": round(time.time(), 3), "event": event, **fields})
-        file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            # An earlier process may have left half a line, at which this one must not go on.
-            torn = not self._whole and _is_torn(file)
-            os.write(file, (b"\n" if torn else b"") + line.encode() + b"\n")
-            self._whole = True
-        finally:
-            os.close(file)
+        with durable.naming(self._path):
+            file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                # An earlier process, or a full disk, may have left half a line, at which this one must not go on.
+                torn = not self._whole and _is_torn(file)
+                self._whole = False
+                durable.write_all(file, (b"\n" if torn else b"") + line.encode() + b"\n")
+                self._whole = True
+            finally:
+                os.close(file)
 
 
 def _is_torn(file: int) -> bool:

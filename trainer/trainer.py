@@ -53,6 +53,7 @@ class Trainer:
       hardware: where, by default on all devices of this machine; it does not change what is learnt.
       workdir: where checkpoints, metrics and samples go; None keeps everything in memory.
       note: is told, in one line each, what a person may want to know.
+      fence: called on the chief before it writes; raises if the workdir is another's by now, see `trainer.lock`.
 
     Raises:
       ConfigError, UsageError: in one line, what does not fit.
@@ -64,11 +65,12 @@ class Trainer:
         hardware: Hardware | None = None,
         workdir: str | pathlib.Path | None = None,
         note: Callable[[str], None] = print,
+        fence: Callable[[], None] = lambda: None,
     ) -> None:
         began = time.time()
         self.experiment, self.hardware = experiment, hardware or Hardware()
         self.workdir = None if workdir is None else pathlib.Path(workdir)
-        self._note = note
+        self._note, self._fence = note, fence
         self.cluster: Cluster = connect(self.hardware, note)
         self.strategy = self.cluster.strategy
         self.layout = batch_layout(
@@ -101,9 +103,14 @@ class Trainer:
         if experiment.samples:
             self._sampling.check()
         directory = (self.workdir or pathlib.Path()) / "checkpoints"
-        self.checkpoints = checkpoint.Checkpoints(directory, experiment.keep_checkpoints)
         self.ledger = Ledger(
             self.workdir / "events.jsonl" if self.workdir and self._writes else None
+        )
+        self.checkpoints = checkpoint.Checkpoints(
+            directory,
+            experiment.keep_checkpoints,
+            fence,
+            functools.partial(self.ledger.record, "save"),
         )
         self.timesheet = Timesheet(self.ledger, began)
         self.best: dict[str, Any] = {}
@@ -207,6 +214,7 @@ class Trainer:
     ) -> Outcome:
         writer: MetricWriter | NullWriter = NullWriter()
         if self.cluster.chief:
+            self._fence()
             started()
             if self.workdir is not None:
                 writer = MetricWriter(self.workdir, resume_step=start)
@@ -229,6 +237,7 @@ class Trainer:
 
     def _say_done(self, steps: int) -> None:
         if self.workdir is not None and self.cluster.chief and not (self.workdir / "DONE").exists():
+            self._fence()
             durable.write(self.workdir / "DONE", (json.dumps({"steps": steps}) + "\n").encode())
 
     def run(
@@ -277,8 +286,7 @@ class Trainer:
                 or step % experiment.checkpoint_every == 0
                 or step == experiment.steps
             ):
-                writer.sync()
-                self._save()
+                self._save(writer)
             if stopping:
                 return Outcome.PREEMPTED
         return Outcome.DONE
@@ -315,6 +323,7 @@ class Trainer:
             improved = self._is_best(step, evaluated)
             row |= {f"eval/{name}": value for name, value in evaluated.items()}
         if row:
+            self._fence()
             writer.write(step, step * self._examples_per_step, self._seconds, row)
             if progress:
                 progress.report(step, row, rate, self._seconds)
@@ -325,14 +334,15 @@ class Trainer:
                     self._draw(step, writer)
             except Exception:
                 # What cannot be drawn or written now could not at the next start either: what was learnt must not wait for it.
-                writer.sync()
-                self._save()
+                self._save(writer)
                 raise
         return improved
 
     def _draw(self, step: int, writer: MetricWriter | NullWriter) -> None:
         """Writes samples and what other pictures the objective has; at the end, the animation of all samples."""
-        writer.samples(step, self.sample(self.experiment.samples))
+        samples = self.sample(self.experiment.samples)
+        self._fence()
+        writer.samples(step, samples)
         for name, table in self.pictures().items():
             writer.table(step, name, table)
         if step == self.experiment.steps:
@@ -349,10 +359,17 @@ class Trainer:
         self.best = {"step": step, "value": value}
         return True
 
-    def _save(self) -> None:
-        if self._writes:
-            with self.timesheet.spent("saves"):
-                self.checkpoints.save(self.snapshot(), self.best.get("step"))
+    def _save(self, writer: MetricWriter | NullWriter) -> None:
+        """Saves; rows of metrics are on the disk before the checkpoint."""
+        if not self._writes:
+            return
+        began = time.perf_counter()
+        with self.timesheet.spent("saves"):
+            self.checkpoints.wait()
+            snapshot = self.snapshot()
+            waited = time.perf_counter() - began
+            best = self.best.get("step")
+            self.checkpoints.save(snapshot, best, before=writer.sync, waited=waited)
 
     def skipped(self) -> int:
         """Updates of all phases that were not made, since something was not finite."""
