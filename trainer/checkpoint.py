@@ -161,6 +161,7 @@ class Checkpoints:
         try:
             saved.result()
         except OSError as error:
+            self._fence()  # Where the workdir is not what it was, it says so.
             raise CannotCreate(
                 f"the checkpoint of step {step} cannot be written to {self.directory} ({error.strerror or error}): "
                 "make room or mend it and start again; the checkpoints before it are whole"

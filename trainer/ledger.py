@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 from trainer import durable
@@ -30,10 +31,11 @@ class Ledger:
 
     Args:
       path: of the file; None records nothing, as for workers that do not write.
+      fence: called before each write; raises if the workdir is another's by now, see `trainer.lock`.
     """
 
-    def __init__(self, path: pathlib.Path | None) -> None:
-        self._path = path
+    def __init__(self, path: pathlib.Path | None, fence: Callable[[], None] = lambda: None) -> None:
+        self._path, self._fence = path, fence
         self._whole = False
 
     def record(self, event: str, **fields: object) -> None:
@@ -44,6 +46,7 @@ class Ledger:
         """
         if self._path is None:
             return
+        self._fence()
         line = json.dumps({"time": round(time.time(), 3), "event": event, **fields})
         with durable.naming(self._path):
             file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from trainer.exits import Diverged
+from trainer.exits import Diverged, UserError
 from trainer.ledger import Ledger
 
 KINDS = ("compiling", "steps", "data", "evaluation", "samples", "saves")
@@ -141,8 +141,8 @@ class Timesheet:
             yield
         except BaseException as error:
             event = "diverged" if isinstance(error, Diverged) else "failed"
-            # Of a full disk, the error says more.
-            with contextlib.suppress(OSError):
+            # Of a full disk, or a workdir that is another's by now, the error says more.
+            with contextlib.suppress(OSError, UserError):
                 self.tell(event, self._step, self._skipped, error=type(error).__name__)
             raise
 

@@ -104,7 +104,7 @@ class Trainer:
             self._sampling.check()
         directory = (self.workdir or pathlib.Path()) / "checkpoints"
         self.ledger = Ledger(
-            self.workdir / "events.jsonl" if self.workdir and self._writes else None
+            self.workdir / "events.jsonl" if self.workdir and self._writes else None, fence
         )
         self.checkpoints = checkpoint.Checkpoints(
             directory,
