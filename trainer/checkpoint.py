@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,12 +46,12 @@ class DamagedCheckpoint(Exception):
     """A file that is not what was written."""
 
 
-def write(path: pathlib.Path, snapshot: Snapshot) -> None:
-    """Writes the snapshot so that `path` is complete or as it was before."""
+def write(path: pathlib.Path, snapshot: Snapshot, check: Callable[[], None] = lambda: None) -> None:
+    """Writes the snapshot so that `path` is complete or as it was before; `check` as `durable.write` calls it."""
     notes = json.dumps({"step": snapshot.step, **snapshot.notes}, sort_keys=True)
     metadata = {"lockstep": notes, "sha256": _digest(notes, snapshot.arrays)}
     arrays = {name: np.asarray(array, order="C") for name, array in snapshot.arrays.items()}
-    durable.write(path, safetensors.numpy.save(arrays, metadata))
+    durable.write(path, safetensors.numpy.save(arrays, metadata), check)
 
 
 def read(path: pathlib.Path) -> Snapshot:
@@ -69,6 +70,7 @@ def read(path: pathlib.Path) -> Snapshot:
         notes = metadata["lockstep"]
         if _digest(notes, arrays) != metadata["sha256"]:
             raise DamagedCheckpoint(f"{path} does not have the checksum it was written with")
+        _check_padding(path)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise DamagedCheckpoint(f"{path} is damaged ({error})") from None
     except OSError as error:
@@ -76,6 +78,14 @@ def read(path: pathlib.Path) -> Snapshot:
         raise DataProblem(f"{path} cannot be read ({error}): mend that and start again") from None
     values = json.loads(notes)
     return Snapshot(values.pop("step"), arrays, values)
+
+
+def _check_padding(path: pathlib.Path) -> None:
+    """What is in a header beside JSON that was read: safetensors pads it with spaces, and takes any white space."""
+    with path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    if not header.rstrip(b" ").endswith(b"}"):
+        raise DamagedCheckpoint(f"{path} is damaged (its header does not end as it was written)")
 
 
 def _digest(notes: str, arrays: Mapping[str, np.ndarray]) -> str:
@@ -88,10 +98,24 @@ def _digest(notes: str, arrays: Mapping[str, np.ndarray]) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of a workdir. Saves are made by a thread while training goes on, one at a time."""
+    """The checkpoints of a workdir. Saves are made by a thread while training goes on, one at a time.
 
-    def __init__(self, directory: pathlib.Path, keep: int) -> None:
+    Args:
+      directory: of the files, made in a folder that is there.
+      keep: how many of the latest are kept.
+      fence: called before anything is written, removed or renamed; raises if that is not this process's right any more.
+      record: called after each save with its step, the seconds of writing and those that the training waited.
+    """
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        keep: int,
+        fence: Callable[[], None] = lambda: None,
+        record: Callable[..., None] = lambda **fields: None,
+    ) -> None:
         self.directory, self._keep = directory, keep
+        self._fence, self._record = fence, record
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, concurrent.futures.Future] | None = None
 
@@ -102,14 +126,28 @@ class Checkpoints:
     def path(self, step: int) -> pathlib.Path:
         return self.directory / f"step-{step:08d}.safetensors"
 
-    def save(self, snapshot: Snapshot, best: int | None) -> None:
+    def save(
+        self,
+        snapshot: Snapshot,
+        best: int | None,
+        *,
+        before: Callable[[], None] = lambda: None,
+        waited: float = 0.0,
+    ) -> None:
         """Starts writing; afterwards only the last `keep` and the one of step `best` stay.
+
+        Args:
+          snapshot: to write.
+          best: step of the best checkpoint.
+          before: what must be on the disk first, called by the thread.
+          waited: seconds, to record.
 
         Raises:
           CannotCreate: of the save before, if it failed.
         """
         self.wait()
-        self._pending = snapshot.step, self._thread.submit(self._write, snapshot, best)
+        saving = self._thread.submit(self._write, snapshot, best, before, waited)
+        self._pending = snapshot.step, saving
 
     def wait(self) -> None:
         """Returns when all saves are on the disk.
@@ -123,6 +161,7 @@ class Checkpoints:
         try:
             saved.result()
         except OSError as error:
+            self._fence()  # Where the workdir is not what it was, it says so.
             raise CannotCreate(
                 f"the checkpoint of step {step} cannot be written to {self.directory} ({error.strerror or error}): "
                 "make room or mend it and start again; the checkpoints before it are whole"
@@ -187,17 +226,24 @@ class Checkpoints:
             )
         return self.find(str(latest.notes["best"]["step"]), note)
 
-    def _write(self, snapshot: Snapshot, best: int | None) -> None:
+    def _write(
+        self, snapshot: Snapshot, best: int | None, before: Callable[[], None], waited: float
+    ) -> None:
+        began = time.perf_counter()
+        self._fence()
+        before()
         if not self.directory.is_dir():
-            self.directory.mkdir(parents=True)
-            durable.sync_folder(self.directory.parent)
-        write(self.path(snapshot.step), snapshot)
+            self.directory.mkdir()  # Not its parents: a workdir that has vanished must not come back empty.
+            durable.sync(self.directory.parent)
+        write(self.path(snapshot.step), snapshot, self._fence)
         # Later steps are damaged files that a restart fell back from; they are written anew when it gets there.
         steps = [step for step in self.steps() if step <= snapshot.step]
         for step in set(steps[: -self._keep]) - {best}:
             self.path(step).unlink(missing_ok=True)
         for scratch in self.directory.glob(".step-*"):
             scratch.unlink(missing_ok=True)
+        seconds = time.perf_counter() - began
+        self._record(step=snapshot.step, seconds=round(seconds, 3), waited=round(waited, 4))
 
 
 def form(array: Any) -> str:

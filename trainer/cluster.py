@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import time
 from collections.abc import Callable, Iterator
 
 import tensorflow as tf
@@ -73,13 +74,14 @@ def _replicas(number: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """A strategy and what the trainer needs to know of it."""
+    """A strategy and what the trainer needs to know of it: how long it waited for other workers, too."""
 
     strategy: tf.distribute.Strategy
     xla: bool
     workers: int = 1
     worker: int = 0
     notes: tuple[str, ...] = ()
+    waited_seconds: float = 0.0
 
     @property
     def chief(self) -> bool:
@@ -219,7 +221,9 @@ def _local_devices(hardware: Hardware) -> list[str]:
 def _multi_worker(hardware: Hardware, found: Workers, note: Callable[[str], None]) -> Cluster:
     hosts, worker = found.hosts, found.worker
     note(f"worker {worker} of {len(hosts)}, {hosts[worker]}: waiting for all of them")
+    began = time.monotonic()
     meet(hosts, worker, hardware.start_seconds)
+    waited = time.monotonic() - began
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(hosts)}),
         task_type="worker",
@@ -230,7 +234,7 @@ def _multi_worker(hardware: Hardware, found: Workers, note: Callable[[str], None
     if accelerator:
         _deterministic()
     strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
-    return Cluster(strategy, _xla(hardware, accelerator), len(hosts), worker, found.notes)
+    return Cluster(strategy, _xla(hardware, accelerator), len(hosts), worker, found.notes, waited)
 
 
 def _tpu(hardware: Hardware, found: Workers) -> Cluster:

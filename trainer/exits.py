@@ -43,6 +43,12 @@ class CannotCreate(UserError):
     code = 73
 
 
+class WorkdirInUse(UserError):
+    """Another process writes in the workdir (EX_CANTCREAT): starting again would not help."""
+
+    code = 73
+
+
 class PreemptedExit(UserError):
     """The run was asked to stop and has saved: start it again (EX_TEMPFAIL)."""
 

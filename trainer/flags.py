@@ -17,6 +17,8 @@ MODES = {
     "train": "train a model; goes on by itself if the workdir holds a run",
     "evaluate": "metrics of a run on its held-out examples, and of its samples in the eyes of a network",
     "sample": "draw from the model of a run",
+    "report": "goodput of a run: the productive share of its time, and where the rest went",
+    "verify": "whether the files of a run are whole: checkpoints by their checksums, and the others",
     "doctor": "what is here: workers, devices, TensorFlow, storage; whether a training could start",
 }
 
@@ -29,12 +31,14 @@ usage: lockstep MODE [CONFIG …] --workdir=FOLDER [flags]
   lockstep sample --workdir=runs/vae --count=16
   lockstep sample --workdir=runs/lstm --prompt="The " --temperature=0.7 --top_p=0.9 --count=1
   lockstep evaluate --workdir=runs/vae --features=runs/classifier
+  lockstep report --workdir=runs/vae
+  lockstep verify --workdir=runs/vae
   lockstep doctor --workdir=runs/vae
 """
 
 EXIT_CODES = """\
 exit codes: 0 done, 64 wrong command line, 65 bad data, 69 a package is missing, 70 diverged or internal error,
-            73 and 77 the workdir cannot be written, 75 preempted and saved, or a worker is missing (start again), 78 wrong configuration,
+            73 and 77 the workdir cannot be written, or is another run's, 75 preempted and saved, or a worker is missing (start again), 78 wrong configuration,
             130 interrupted by Ctrl-C (what was saved before stays; SIGTERM saves first)
 """
 
@@ -214,7 +218,7 @@ def parse(arguments: Sequence[str]) -> CommandLine:
         **{field.name: value[field.name] for field in dataclasses.fields(Hardware)}
         | {"hosts": tuple(value["hosts"])}
     )
-    hosts = () if mode == "doctor" else workers(hardware, os.environ).hosts
+    hosts = () if mode in ("report", "verify", "doctor") else workers(hardware, os.environ).hosts
     if value["features"] is not None and len(hosts) > 1:
         raise UsageError("--features compares on one machine: evaluate the run afterwards on one")
     configs += value["gin_file"]

@@ -10,11 +10,11 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from trainer import config, config_files, durable, flags, peers, workdir
+from trainer import config, config_files, durable, flags, lock, peers, workdir
 from trainer.catalogue import registry
 from trainer.exits import (
     CannotCreate,
@@ -75,7 +75,8 @@ def _answer(arguments: Sequence[str]) -> None:
     except flags.Answer as answer:
         print(str(answer).rstrip())
         return
-    mode = {"train": train, "evaluate": evaluate, "sample": sample, "doctor": doctor}[line.mode]
+    modes = (train, evaluate, sample, report, verify, doctor)
+    mode = {function.__name__: function for function in modes}[line.mode]
     try:
         mode(line, arguments)
     except Exception as error:
@@ -119,6 +120,11 @@ def _disk_error(error: OSError) -> UserError:
 
 def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     """Trains, or with `--dry_run` says what it would do and writes nothing."""
+    with contextlib.ExitStack() as held:
+        _train(line, arguments, held)
+
+
+def _train(line: flags.CommandLine, arguments: Sequence[str], held: contextlib.ExitStack) -> None:
     folder = None if line.workdir is None else Path(line.workdir)
     bindings = config_files.read(line.configs or _config_of(folder), line.gin_params)
     with _stoppable():
@@ -134,12 +140,16 @@ def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
                 print(trainer.describe())
             return
         workdir.prepare(folder)
-        trainer = _trainer(names, resolved, line.hardware, folder)
+        found, command = workers(line.hardware, os.environ), workdir.command(arguments)
+        fence = held.enter_context(lock.held(folder, command, found, _say))
+        trainer = _trainer(names, resolved, line.hardware, folder, fence)
         # What does not fit must not show after an hour.
         judge = None if line.features is None else _judge(line, trainer)
 
+    from trainer.timesheet import program_start
     from trainer.trainer import Outcome
 
+    trainer.timesheet.began = program_start()
     start = {"command": workdir.command(arguments), **workdir.versions()}
     texts = {
         "config": f"```\n{resolved.text}```",
@@ -274,6 +284,23 @@ def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         print(path)
 
 
+def report(line: flags.CommandLine, arguments: Sequence[str]) -> None:
+    """Prints where the time of a run went as a table and as one line of JSON."""
+    from trainer.report import report
+
+    report(Path(line.workdir or "")).print(line.workdir or "")
+
+
+def verify(line: flags.CommandLine, arguments: Sequence[str]) -> None:
+    """Prints which files of a run are whole as a table and as one line of JSON, and ends with 65 if one is not."""
+    from trainer.verify import verify
+
+    verified = verify(Path(line.workdir or ""))
+    verified.print()
+    if verified.problem:
+        raise verified.problem
+
+
 def doctor(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     """Prints what is here as a table and as one line of JSON, and ends as the first problem would end a training."""
     from trainer.doctor import examine
@@ -349,13 +376,17 @@ def restored(
 
 
 def _trainer(
-    names: config.Registry, resolved: config.Resolved, hardware: Hardware, folder: Path | None
+    names: config.Registry,
+    resolved: config.Resolved,
+    hardware: Hardware,
+    folder: Path | None,
+    fence: Callable[[], None] = lambda: None,
 ) -> Trainer:
     from trainer.trainer import Trainer
 
     with _data_problems():
         try:
-            return Trainer(names.build(resolved), hardware, folder, note=_say)
+            return Trainer(names.build(resolved), hardware, folder, note=_say, fence=fence)
         except (ValueError, TypeError) as error:
             if _is_data_error(error):
                 raise

@@ -145,15 +145,15 @@ class _Rows:
     """metrics.jsonl: one JSON object a line, its steps rising."""
 
     def __init__(self, path: pathlib.Path, resume_step: int):
-        self._name = path.name
+        self._path = path
         self._last_step = _rewind(path, resume_step)
-        self._file = path.open("ab")
-        durable.sync_folder(path.parent)
+        self._file = path.open("ab", buffering=0)
+        durable.sync(path.parent)
 
     def write(self, step: int, examples: int, seconds: float, metrics: Mapping[str, float]) -> None:
         if step <= self._last_step:
             raise ValueError(
-                f"a row of step {step} after one of step {self._last_step} in {self._name}: "
+                f"a row of step {step} after one of step {self._last_step} in {self._path.name}: "
                 "write all metrics of a step at once, and steps in order"
             )
         row = {
@@ -163,12 +163,15 @@ class _Rows:
             "metrics": {name: _finite(metrics[name]) for name in sorted(metrics)},
         }
         # A Python float's repr is the shortest text that reads back as the same bits.
-        self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        with durable.naming(self._path):
+            durable.write_all(
+                self._file.fileno(), json.dumps(row, allow_nan=False).encode() + b"\n"
+            )
         self._last_step = step
 
     def sync(self) -> None:
-        os.fsync(self._file.fileno())
+        # By its name: it may be closed already while the last save is being made.
+        durable.sync(self._path)
 
     def close(self) -> None:
         self._file.close()

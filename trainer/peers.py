@@ -14,10 +14,12 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
-from trainer.exits import LostPeer, UserError
+from trainer.exits import LostPeer, UserError, WorkdirInUse
 
 AGAIN_SECONDS = 0.2
 GO = b"go"
+NO = b"no"
+"""And then why."""
 REMEDY = "see its log, and start all workers again"
 
 GONE = re.compile(
@@ -111,15 +113,40 @@ def meet(hosts: Sequence[str], worker: int, seconds: float) -> None:
 
     Raises:
       LostPeer: if a name does not resolve, the own port is taken or a worker does not come within the seconds; on each worker.
+      WorkdirInUse: if the first worker says so, see `dismiss`.
     """
     until = time.monotonic() + seconds
-    hello = hashlib.sha256(" ".join(hosts).encode()).digest()
+    hello = _hello(hosts)
     with listen(hosts[worker]) as server:
         wait_for_names(hosts, seconds)
         if worker == 0:
             _gather(server, hosts, hello, until, seconds)
     if worker:
         _report(hosts, worker, hello, until, seconds)
+
+
+def dismiss(hosts: Sequence[str], why: str, seconds: float) -> None:
+    """Instead of `meet`, on the first worker: tells each of the others that comes within the seconds why there is no training.
+
+    Raises:
+      LostPeer: if the own port is taken.
+    """
+    until, hello, missing = time.monotonic() + seconds, _hello(hosts), set(range(1, len(hosts)))
+    with listen(hosts[0]) as server:
+        while missing and (left := until - time.monotonic()) > 0:
+            server.settimeout(left)
+            with contextlib.suppress(OSError):
+                peer, _ = server.accept()
+                with peer:
+                    peer.settimeout(min(left, 5))
+                    said = peer.makefile("rb").read(len(hello) + 4)
+                    if said.startswith(hello):
+                        peer.sendall(NO + why.encode())
+                        missing.discard(int.from_bytes(said[len(hello) :], "big"))
+
+
+def _hello(hosts: Sequence[str]) -> bytes:
+    return hashlib.sha256(" ".join(hosts).encode()).digest()
 
 
 def _gather(
@@ -160,8 +187,12 @@ def _report(hosts: Sequence[str], worker: int, hello: bytes, until: float, secon
         ):
             first.sendall(hello + worker.to_bytes(4, "big"))
             first.settimeout(max(until - time.monotonic(), 0.01))
-            if first.makefile("rb").read(len(GO)) == GO:
+            answer = first.makefile("rb")
+            word = answer.read(len(GO))
+            if word == GO:
                 return
+            if word == NO:
+                raise WorkdirInUse(answer.read().decode(errors="replace"))
         time.sleep(min(AGAIN_SECONDS, max(until - time.monotonic(), 0)))
     raise LostPeer(
         f"{_name(hosts, [0])} did not answer, or missed another worker, for {seconds:g} seconds: {REMEDY}, with the same "

@@ -33,6 +33,7 @@ from trainer.preemption import stop_signal
 from trainer.progress import Progress
 from trainer.sampling import Sampling
 from trainer.step import Step
+from trainer.timesheet import Timesheet
 from trainer.timing import StepTimes
 
 
@@ -52,6 +53,7 @@ class Trainer:
       hardware: where, by default on all devices of this machine; it does not change what is learnt.
       workdir: where checkpoints, metrics and samples go; None keeps everything in memory.
       note: is told, in one line each, what a person may want to know.
+      fence: called on the chief before it writes; raises if the workdir is another's by now, see `trainer.lock`.
 
     Raises:
       ConfigError, UsageError: in one line, what does not fit.
@@ -63,10 +65,12 @@ class Trainer:
         hardware: Hardware | None = None,
         workdir: str | pathlib.Path | None = None,
         note: Callable[[str], None] = print,
+        fence: Callable[[], None] = lambda: None,
     ) -> None:
+        began = time.time()
         self.experiment, self.hardware = experiment, hardware or Hardware()
         self.workdir = None if workdir is None else pathlib.Path(workdir)
-        self._note = note
+        self._note, self._fence = note, fence
         self.cluster: Cluster = connect(self.hardware, note)
         self.strategy = self.cluster.strategy
         self.layout = batch_layout(
@@ -99,10 +103,16 @@ class Trainer:
         if experiment.samples:
             self._sampling.check()
         directory = (self.workdir or pathlib.Path()) / "checkpoints"
-        self.checkpoints = checkpoint.Checkpoints(directory, experiment.keep_checkpoints)
         self.ledger = Ledger(
-            self.workdir / "events.jsonl" if self.workdir and self._writes else None
+            self.workdir / "events.jsonl" if self.workdir and self._writes else None, fence
         )
+        self.checkpoints = checkpoint.Checkpoints(
+            directory,
+            experiment.keep_checkpoints,
+            fence,
+            functools.partial(self.ledger.record, "save"),
+        )
+        self.timesheet = Timesheet(self.ledger, began)
         self.best: dict[str, Any] = {}
         self._seconds = 0.0
 
@@ -174,7 +184,8 @@ class Trainer:
         stop = threading.Event()
         with stop_signal(lambda *_: stop.set()):
             # Without a checkpoint it goes on from what is in memory.
-            start = self.restore() or int(self.step.number.numpy())
+            with self.timesheet.restoring():
+                start = self.restore() or int(self.step.number.numpy())
             self.cluster.check_same("the step of the last checkpoint", start)
             if start >= self.experiment.steps:
                 self._say_done(start)  # A kill may have come between the last save and this.
@@ -203,24 +214,30 @@ class Trainer:
     ) -> Outcome:
         writer: MetricWriter | NullWriter = NullWriter()
         if self.cluster.chief:
+            self._fence()
             started()
-            self.ledger.record("start", step=start)
             if self.workdir is not None:
                 writer = MetricWriter(self.workdir, resume_step=start)
                 (self.workdir / "DONE").unlink(missing_ok=True)
+            self.timesheet.start(start, self.cluster.describe(), self.cluster.waited_seconds)
         progress = (
             Progress(self.experiment.steps, start, sys.stderr) if self.cluster.chief else None
         )
-        with writer, contextlib.closing(progress) if progress else contextlib.nullcontext():
+        bar = contextlib.closing(progress) if progress else contextlib.nullcontext()
+        with self.timesheet.telling_failure(), writer, bar:
             for name, text in texts.items():
                 writer.text(name, text, start)
             try:
-                return self.run(self.data(start), start, writer, progress, stop)
+                outcome = self.run(self.data(start), start, writer, progress, stop)
             finally:
-                self.checkpoints.wait()  # Also when it diverged: what was being saved stays.
+                with self.timesheet.spent("saves"):
+                    self.checkpoints.wait()  # Also when it diverged: what was being saved stays.
+            self.timesheet.tell(outcome.name.lower(), int(self.step.number.numpy()), self.skipped())
+        return outcome
 
     def _say_done(self, steps: int) -> None:
         if self.workdir is not None and self.cluster.chief and not (self.workdir / "DONE").exists():
+            self._fence()
             durable.write(self.workdir / "DONE", (json.dumps({"steps": steps}) + "\n").encode())
 
     def run(
@@ -246,7 +263,9 @@ class Trainer:
         until, began = until or experiment.steps, time.perf_counter() - self._seconds
         while step < until:
             count = min(self._until_boundary(step), until - step)
-            times.add(self._run_steps(data, tf.constant(count)).numpy(), time.time())
+            times_of_steps = self._run_steps(data, tf.constant(count)).numpy()
+            ended = time.time()
+            times.add(times_of_steps, ended)
             step += count
             reached = int(self.step.number.numpy())
             if reached != step:
@@ -256,6 +275,7 @@ class Trainer:
             for update in self.step.updates:
                 update.check_diverged()
             self._seconds = time.perf_counter() - began
+            self.timesheet.loop(step, times_of_steps, ended, self.skipped)
             if progress:
                 progress.update(step, times.examples_per_second(self._examples_per_step))
             improved = self._look(step, writer, progress, times)
@@ -266,8 +286,7 @@ class Trainer:
                 or step % experiment.checkpoint_every == 0
                 or step == experiment.steps
             ):
-                writer.sync()
-                self._save()
+                self._save(writer)
             if stopping:
                 return Outcome.PREEMPTED
         return Outcome.DONE
@@ -299,27 +318,31 @@ class Trainer:
             row |= self._read_metrics() | times.metrics(self._examples_per_step)
             times.clear()
         if experiment.evaluate_every and (last or step % experiment.evaluate_every == 0):
-            evaluated = self.evaluation()
+            with self.timesheet.spent("evaluation"):
+                evaluated = self.evaluation()
             improved = self._is_best(step, evaluated)
             row |= {f"eval/{name}": value for name, value in evaluated.items()}
         if row:
+            self._fence()
             writer.write(step, step * self._examples_per_step, self._seconds, row)
             if progress:
                 progress.report(step, row, rate, self._seconds)
         due = last or (experiment.sample_every and step % experiment.sample_every == 0)
         if due and self._writes and experiment.samples:
             try:
-                self._draw(step, writer)
+                with self.timesheet.spent("samples"):
+                    self._draw(step, writer)
             except Exception:
                 # What cannot be drawn or written now could not at the next start either: what was learnt must not wait for it.
-                writer.sync()
-                self._save()
+                self._save(writer)
                 raise
         return improved
 
     def _draw(self, step: int, writer: MetricWriter | NullWriter) -> None:
         """Writes samples and what other pictures the objective has; at the end, the animation of all samples."""
-        writer.samples(step, self.sample(self.experiment.samples))
+        samples = self.sample(self.experiment.samples)
+        self._fence()
+        writer.samples(step, samples)
         for name, table in self.pictures().items():
             writer.table(step, name, table)
         if step == self.experiment.steps:
@@ -336,9 +359,21 @@ class Trainer:
         self.best = {"step": step, "value": value}
         return True
 
-    def _save(self) -> None:
-        if self._writes:
-            self.checkpoints.save(self.snapshot(), self.best.get("step"))
+    def _save(self, writer: MetricWriter | NullWriter) -> None:
+        """Saves; rows of metrics are on the disk before the checkpoint."""
+        if not self._writes:
+            return
+        began = time.perf_counter()
+        with self.timesheet.spent("saves"):
+            self.checkpoints.wait()
+            snapshot = self.snapshot()
+            waited = time.perf_counter() - began
+            best = self.best.get("step")
+            self.checkpoints.save(snapshot, best, before=writer.sync, waited=waited)
+
+    def skipped(self) -> int:
+        """Updates of all phases that were not made, since something was not finite."""
+        return sum(int(update.bad.numpy()[2]) for update in self.step.updates)
 
     def _read_metrics(self) -> dict[str, float]:
         row: dict[str, float] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import platform
 import re
@@ -86,7 +87,7 @@ def config_file(workdir: Path) -> Path:
 
 
 def record_start(workdir: Path, config_text: str, arguments: Sequence[str]) -> None:
-    """Writes `config.gin`, and one more start to `run.json`: when, the command and the versions; no environment."""
+    """Writes `config.gin`, and one more start to `run.json`: when, the command, the versions and the configuration's checksum."""
     durable.write(workdir / "config.gin", config_text.encode())
     path = workdir / "run.json"
     try:
@@ -96,7 +97,9 @@ def record_start(workdir: Path, config_text: str, arguments: Sequence[str]) -> N
     if not isinstance(starts, list):
         starts = []
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    starts.append({"time": now, "command": command(arguments), "versions": versions()})
+    digest = hashlib.sha256(config_text.encode()).hexdigest()
+    start = {"time": now, "command": command(arguments), "versions": versions()}
+    starts.append(start | {"config_sha256": digest})
     durable.write(path, f"{json.dumps(starts, indent=1)}\n".encode())
 
 

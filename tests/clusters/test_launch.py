@@ -6,12 +6,14 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 from tests.clusters.tiny import tiny
 from tests.contract.runs import assert_equal, results
+from trainer import lock
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 400
@@ -45,3 +47,17 @@ def test_a_gang_that_lost_a_worker_ends_with_the_same_bits(tmp_path):
     (step,) = set(re.findall(r"going on from step (\d+) on .* on 2 workers", text))
     assert 40 <= int(step) < STEPS
     assert_equal(results(tmp_path / "run"), results(tmp_path / "undisturbed"))
+
+
+def test_a_second_gang_in_a_workdir_is_refused_whole_and_not_started_again(tmp_path):
+    """The first worker, before TensorFlow, tells the other, which would wait for it for ten minutes."""
+    with lock.take(tmp_path, "lockstep train another") as held:
+        process = start(tmp_path)
+        text, _ = process.communicate(timeout=250)
+        held.check()
+    assert process.returncode == 73, text
+    line = f"lockstep: workdir {tmp_path} is in use by process {os.getpid()} on {socket.gethostname()} since "
+    said = [row for row in text.splitlines() if line in row]
+    assert sorted(row[:4] for row in said) == ["[0] ", "[1] "], text
+    assert "restart" not in text and "Traceback" not in text
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]

@@ -13,6 +13,8 @@ import sys
 import pytest
 
 from tests.contract.runs import Run, assert_close, assert_equal, results
+from trainer import ledger
+from trainer.report import report
 
 STEPS = {
     "steps": 120,
@@ -126,7 +128,21 @@ def test_kills_during_a_save_change_no_bit(family, moment, nursery, undisturbed,
         assert bool(scratch) == (moment in ("before_fsync", "before_rename"))
     assert nursery.run(family, ONE, workdir) == 0, _log(workdir)
     assert_equal(results(workdir), undisturbed(family, ONE))
+    _check_goodput(workdir, 3 if moment == "before_rename" else 2)
     assert not list((workdir / "checkpoints").glob(".step-*"))
+
+
+def _check_goodput(workdir: pathlib.Path, starts: int) -> None:
+    """That the ledger accounts for all of the time of a run that was killed."""
+    found = report(workdir)
+    kinds, events = found.seconds, ledger.events(workdir / "events.jsonl")
+    first, last = events[0], events[-1]
+    assert (found.state, found.step, found.counts["start"]) == ("done", 120, starts)
+    whole = last["time"] - first["time"] + first["building"] + first["waiting"]
+    assert found.wall_seconds == pytest.approx(whole, abs=0.1)
+    assert min(kinds.values()) >= 0 and kinds["steps"] > 0 and kinds["evaluation"] > 0
+    # What was done again came after the last sign of life, and is downtime.
+    assert kinds["compiling"] > 0 and kinds["down"] > 0
 
 
 def test_the_best_checkpoint_survives_a_kill_between_saving_and_naming_it(nursery, tmp_path):

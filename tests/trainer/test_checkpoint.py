@@ -8,6 +8,7 @@ import os
 import pathlib
 import struct
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -74,25 +75,22 @@ def test_the_file_is_a_plain_safetensors_file(tmp_path):
 
 
 def test_any_flipped_bit_is_noticed(tmp_path):
-    """Every bit of a whole file, header, metadata and data alike: never another training, never another error."""
+    """Every bit of a whole file, header, metadata, padding and data alike: never another training, never another error."""
     path = tmp_path / "one"
     checkpoint.write(
-        path, Snapshot(3, {"w": np.ones(2, np.float32), "s": np.int64(3)}, {"best": {}})
+        path, Snapshot(3, {"w": np.ones(12, np.float32), "s": np.int64(3)}, {"best": {}})
     )
     whole = path.read_bytes()
-    unharmed = []
-    for bit in range(8 * len(whole)):
-        data = bytearray(whole)
-        data[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(data)
-        try:
-            checkpoint.read(path)
-        except DamagedCheckpoint as error:
-            assert str(path) in str(error)
-        else:
-            unharmed.append(bit // 8)
-    # A space that pads the header may become another that JSON skips.
-    assert {whole[byte] for byte in unharmed} <= {0x20}
+    for byte, value in enumerate(whole):
+        # White space may stand for white space, or beside a number.
+        changed = {value ^ 1 << bit for bit in range(8)} | set(b" \t\n\r\0") - {value}
+        for other in changed:
+            data = bytearray(whole)
+            data[byte] = other
+            path.write_bytes(data)
+            with pytest.raises(DamagedCheckpoint) as error:
+                checkpoint.read(path)
+            assert str(path) in str(error.value)
 
 
 def test_any_truncation_is_noticed(tmp_path):
@@ -254,9 +252,9 @@ def test_a_save_is_made_while_the_caller_goes_on(tmp_path, monkeypatch):
     """`save` returns before the file is there, a second one waits for the first, and `wait` for all."""
     go, order, write = threading.Event(), [], durable.write
 
-    def slow(path, data):
+    def slow(path, data, check):
         assert go.wait(10)
-        write(path, data)
+        write(path, data, check)
         order.append(path.name)
 
     monkeypatch.setattr(durable, "write", slow)
@@ -295,7 +293,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(folder, monkeypatch):
 
 
 def test_a_failed_save_is_told_by_the_next_one(folder, monkeypatch):
-    def unreadable(path, data):
+    def unreadable(path, data, check):
         raise OSError("the mount went away")
 
     with monkeypatch.context() as patched:
@@ -314,39 +312,59 @@ def test_a_file_in_the_way_is_one_line(tmp_path):
         checkpoints.wait()
 
 
-@pytest.mark.parametrize("moment", ["open", "write", "fsync", "replace"])
-def test_a_file_is_as_before_if_writing_fails_anywhere(tmp_path, monkeypatch, moment):
+def test_what_a_check_raises_leaves_the_file_as_it_was(tmp_path):
+    """It is asked last: all is written but the name."""
     path = tmp_path / "file"
     durable.write(path, b"before")
-    with monkeypatch.context() as patched:
-        if moment == "open":
-            patched.setattr(pathlib.Path, "open", full_disk)
-        elif moment == "write":
-            opened = pathlib.Path.open
 
-            class Full:
-                def __init__(self, path, mode):
-                    self.file = opened(path, mode)
+    def refuse():
+        (scratch,) = set(tmp_path.iterdir()) - {path}
+        assert scratch.read_bytes() == b"after"
+        raise ConfigError("no")
 
-                def __enter__(self):
-                    return self
-
-                def __exit__(self, *error):
-                    self.file.close()
-
-                def write(self, data):
-                    self.file.write(data[:3])
-                    full_disk()
-
-            patched.setattr(pathlib.Path, "open", lambda path, mode: Full(path, mode))
-        else:
-            patched.setattr(os, moment, full_disk)
-        with pytest.raises(OSError, match="No space left"):
-            durable.write(path, b"after")
+    with pytest.raises(ConfigError, match="no"):
+        durable.write(path, b"after", refuse)
     assert path.read_bytes() == b"before"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-    durable.write(path, b"after")
-    assert path.read_bytes() == b"after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_written_in_parts_is_whole(tmp_path, monkeypatch):
+    """As above 2 GiB; what does not fit names its file."""
+    with monkeypatch.context() as patched:
+        write = os.write
+        patched.setattr(os, "write", lambda file, data: write(file, data[:3]))
+        durable.write(tmp_path / "file", bytes(range(100)))
+        patched.setattr(os, "write", full_disk)
+        with pytest.raises(OSError) as error:
+            durable.write(tmp_path / "file", b"more")
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "file"))
+    assert (tmp_path / "file").read_bytes() == bytes(range(100))
+
+
+def test_a_save_tells_its_seconds_and_those_waited(tmp_path, monkeypatch):
+    """After what must be on the disk first; nothing is told of a save that fails."""
+    told, order = [], []
+    monkeypatch.setattr(durable, "write", lambda *args: (order.append("write"), time.sleep(0.2)))
+    checkpoints = Checkpoints(tmp_path, 1, record=lambda **fields: told.append(fields))
+    checkpoints.save(snapshot(7), None, before=lambda: order.append("before"), waited=0.12341)
+    checkpoints.wait()
+    (fields,) = told
+    assert 0.2 <= fields.pop("seconds") < 5
+    assert fields == {"step": 7, "waited": 0.1234}
+    assert order == ["before", "write"]
+    checkpoints.save(snapshot(8), None, before=full_disk)
+    with pytest.raises(CannotCreate):
+        checkpoints.wait()
+    assert told == [fields]
+
+
+def test_a_folder_that_vanished_is_not_made_anew(folder):
+    """An empty one would look like a run that has not begun."""
+    folder.directory.parent.rename(folder.directory.parent.with_name("away"))
+    folder.save(snapshot(80), best=None)
+    with pytest.raises(CannotCreate, match="No such file or directory"):
+        folder.wait()
+    assert not folder.directory.parent.exists()
 
 
 def test_bytes_are_on_the_disk_before_the_name(tmp_path, monkeypatch):

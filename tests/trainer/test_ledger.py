@@ -3,7 +3,7 @@
 import json
 import time
 
-from trainer.ledger import Ledger
+from trainer.ledger import Ledger, events
 
 
 def test_events_are_appended_in_order_with_their_time(tmp_path):
@@ -20,3 +20,16 @@ def test_a_worker_that_does_not_write_records_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Ledger(None).record("start", step=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_no_event_goes_on_half_a_line(tmp_path):
+    path = tmp_path / "events.jsonl"
+    Ledger(path).record("start", step=0)
+    with path.open("a") as file:
+        file.write('{"time": 17, "event": "ali')
+    ledger = Ledger(path)
+    ledger.record("start", step=3)
+    ledger.record("alive", step=5)
+    assert len(path.read_text().splitlines()) == 4
+    assert [event["event"] for event in events(path)] == ["start", "start", "alive"]
+    assert events(tmp_path / "none") == []

@@ -46,7 +46,7 @@ sys.exit(99 if late else code)
         (
             "",
             64,
-            "lockstep: no mode: begin with one of train, evaluate, sample, doctor; lockstep --help tells more",
+            "lockstep: no mode: begin with one of train, evaluate, sample, report, verify, doctor; lockstep --help tells more",
         ),
         ("train --workdr=x", 64, "lockstep: unknown flag --workdr; did you mean --workdir?"),
         ("train gan/nowhere --workdir=x", 78, 'lockstep: there is no config "gan/nowhere"'),
@@ -95,7 +95,8 @@ def test_help_names_every_flag() -> None:
 
 MISTAKES = {
     "trian gan/digits": "unknown mode trian; did you mean train?",
-    "export": "unknown mode export: use train, evaluate, sample, doctor",
+    "export": "unknown mode export; did you mean report?",
+    "fly": "unknown mode fly: use train, evaluate, sample, report, verify, doctor",
     "train x --strategy=miror --workdir=w": (
         "--strategy=miror: value should be one of <auto|one_device|mirrored|multi_worker|tpu>"
     ),
@@ -289,12 +290,14 @@ class PaperTrainer:
         hardware: Hardware,
         workdir: Path | None,
         note: Callable[[str], None],
+        fence: Callable[[], None],
     ) -> None:
         experiment.boat()
         type(self).made = SimpleNamespace(hardware=hardware, workdir=workdir)
         self.note = note
         self.experiment, self.workdir = experiment, workdir
         self.cluster = SimpleNamespace(chief=True)
+        self.timesheet = SimpleNamespace(began=0.0)
         self.step = SimpleNamespace(number=SimpleNamespace(numpy=lambda: 3))
 
     def train(self, texts: Mapping[str, str], started: Callable[[], None]) -> Any:

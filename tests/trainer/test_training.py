@@ -349,9 +349,9 @@ def test_the_best_is_saved_and_kept(direction, saved, best, tmp_path, monkeypatc
     trainer, seen = quiet(rated(best_direction=direction), ONE, tmp_path), []
     save = trainer.checkpoints.save
 
-    def watched(snapshot, best):
+    def watched(snapshot, best, **more):
         seen.append(snapshot.step)
-        save(snapshot, best)
+        save(snapshot, best, **more)
 
     monkeypatch.setattr(trainer.checkpoints, "save", watched)
     assert trainer.train() is Outcome.DONE
@@ -505,10 +505,10 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_later(tmp_path, monkeypatch, un
     """The second save fails; what the first has saved is the start of the next run, which ends with the same bits."""
     write = durable.write
 
-    def full(path, data):
+    def full(path, data, *check):
         if path.name == "step-00000006.safetensors":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, data)
+        write(path, data, *check)
 
     with monkeypatch.context() as patched:
         patched.setattr(durable, "write", full)
