@@ -95,7 +95,7 @@ def test_help_names_every_flag() -> None:
 
 MISTAKES = {
     "trian gan/digits": "unknown mode trian; did you mean train?",
-    "export": "unknown mode export: use train, evaluate, sample, report, doctor",
+    "fly": "unknown mode fly: use train, evaluate, sample, report, doctor",
     "train x --strategy=miror --workdir=w": (
         "--strategy=miror: value should be one of <auto|one_device|mirrored|multi_worker|tpu>"
     ),
@@ -295,6 +295,7 @@ class PaperTrainer:
         self.note = note
         self.experiment, self.workdir = experiment, workdir
         self.cluster = SimpleNamespace(chief=True)
+        self.timesheet = SimpleNamespace(began=None)
         self.step = SimpleNamespace(number=SimpleNamespace(numpy=lambda: 3))
 
     def train(self, texts: Mapping[str, str], started: Callable[[], None]) -> Any:
