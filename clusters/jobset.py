@@ -14,8 +14,8 @@ from trainer.exits import UsageError
 WORKER = "worker"
 """Name of the replicated job and of its container."""
 
-RESTARTED = (75, 134, 137, 139, 143)
-"""Exit codes after which the gang is started again: it has saved, or SIGABRT, KILL, SEGV or TERM ended a worker."""
+RESTARTED = (75, 134, 135, 137, 139, 143)
+"""Exit codes after which the gang is started again: it has saved, or SIGABRT, BUS, KILL, SEGV or TERM ended a worker."""
 
 
 def plan(job: Job) -> Plan:

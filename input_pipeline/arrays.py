@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import mmap
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from input_pipeline.batches import DataError
+from input_pipeline.retrying import reason_of, retrying
 
 
 class Arrays:
@@ -30,7 +35,7 @@ class Arrays:
     def read(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
         """The rows `ids` (int64 of any shape) of each array: name -> `[*ids.shape, …]`."""
         return {
-            name: _mapped_rows(np.asarray(array), ids)
+            name: _mapped_rows(array, ids)
             if isinstance(array, np.memmap)
             else tf.gather(self._tensors[name], ids)
             for name, array in self.arrays.items()
@@ -46,10 +51,35 @@ class Arrays:
             }
 
 
-def _mapped_rows(array: np.ndarray, ids: tf.Tensor) -> tf.Tensor:
+def _mapped_rows(array: np.memmap, ids: tf.Tensor) -> tf.Tensor:
     # take lets other threads run, indexing does not.
-    take = functools.partial(array.take, axis=0)
+    plain = np.asarray(array)
+
+    def take(ids: np.ndarray) -> np.ndarray:
+        _check_whole(array)
+        return plain.take(ids, axis=0)
+
     return numpy_rows(take, ids, tf.as_dtype(array.dtype), array.shape[1:])
+
+
+def _check_whole(array: np.memmap) -> None:
+    """Checks that the file still has what is mapped: reading beyond its end ends the process, by SIGBUS.
+
+    Raises:
+      DataError: if it has not, after some tries.
+    """
+    mapping, needed = array.base, array.offset + array.nbytes
+
+    def look() -> None:
+        if isinstance(mapping, mmap.mmap) and (size := mapping.size()) < needed:
+            raise OSError(errno.EIO, f"it has {size:,} bytes, and had {needed:,}")
+
+    try:
+        retrying(look, str(array.filename))
+    except OSError as error:
+        raise DataError(
+            f"{array.filename} cannot be read ({reason_of(error)}): mend it and start again"
+        ) from None
 
 
 def numpy_rows(

@@ -10,8 +10,9 @@ import tensorflow as tf
 
 from input_pipeline.arrays import Arrays
 from input_pipeline.batches import DataError, ElementSpec, Feature
-from input_pipeline.decoding import BadRecord, EncodedPictures, Form, Size
+from input_pipeline.decoding import EncodedPictures, Form, Size
 from input_pipeline.images import pictures
+from input_pipeline.retrying import read_bytes, reason_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -28,9 +29,9 @@ class ImageFolder:
         size, which is read faster.
       channels: 3 for colour, 1 for grey, pictures are converted; None if all have as many.
       fit: what `size` does: "crop", the middle of that form, of full height or width, is resized; "stretch", the whole.
-      on_bad_record: "fail", a file that cannot be read is an error; "skip", the next in order that can be read takes its
-        place with its label: the same on any layout and after a restart. A `Split` of a folder may so have a picture of
-        its other part.
+      on_bad_record: "fail", a file that is no picture is an error; "skip", the next in order that is one takes its place
+        with its label: the same on any layout and after a restart. A `Split` of a folder may so have a picture of its other
+        part. A file that is gone, or that storage does not give, is an error in any case, after some tries.
       bad_budget: of "skip": more bad files than this are an error. Each worker counts those that it meets.
 
     Raises:
@@ -77,10 +78,11 @@ class ImageFolder:
     def _load(self, at: int) -> tuple[str, bytes]:
         path = self.paths[at]
         try:
-            return str(path), path.read_bytes()
+            return str(path), read_bytes(path, gone=True)
         except OSError as error:
-            raise BadRecord(
-                f"{path} cannot be read ({error.strerror}): mend or remove it"
+            # Not a bad record: another start, or another layout, could have read it.
+            raise DataError(
+                f"{path} cannot be read ({reason_of(error)}): mend it and start again"
             ) from None
 
     def _fetch(self, ids: tf.Tensor) -> tf.Tensor:

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from input_pipeline.arrays import Arrays
 from input_pipeline.batches import DataError, ElementSpec, Feature
+from input_pipeline.retrying import read_bytes, retrying
 
 IDX_DTYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
@@ -154,7 +155,7 @@ def read_idx(path: str) -> np.ndarray:
 
 def _bytes(path: str) -> bytes:
     try:
-        data = pathlib.Path(path).read_bytes()
+        data = read_bytes(pathlib.Path(path))
         return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     except OSError as error:
         reason = error.strerror or "it is damaged"
@@ -175,7 +176,7 @@ def read_numpy(where: str) -> np.ndarray:
     path = f"{path}.npz" if name else path
     try:
         # Objects would run code of the file.
-        loaded = np.load(path, allow_pickle=False)
+        loaded = retrying(lambda: np.load(path, allow_pickle=False), path, gone=False)
     except FileNotFoundError:
         raise DataError(f"{path} is not there: check the path") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):

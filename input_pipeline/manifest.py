@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.batches import DataError
+from input_pipeline.retrying import read_bytes
 
 INDEX = "index.json"
 CHECKED_BYTES = 1 << 24
@@ -97,7 +98,7 @@ def read_index(folder: str, *kinds: Format) -> dict[str, Any]:
     """
     path = pathlib.Path(folder, INDEX)
     try:
-        index = json.loads(path.read_bytes())
+        index = json.loads(read_bytes(path))
     except FileNotFoundError:
         commands = " or ".join(kind.command for kind in kinds)
         raise DataError(

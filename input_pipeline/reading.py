@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 from input_pipeline.batches import DataError
+from input_pipeline.retrying import read_bytes
 
 TABLES = (".csv", ".tsv", ".jsonl")
 
@@ -18,7 +19,7 @@ def read_utf8(path: pathlib.Path) -> str:
       DataError: if it cannot be read, or is not UTF-8.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): check the path") from None
     try:

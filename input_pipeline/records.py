@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import errno
+import io
 import itertools
-import mmap
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Protocol
@@ -14,6 +16,7 @@ import numpy as np
 
 from input_pipeline.batches import DataError
 from input_pipeline.decoding import BadRecord
+from input_pipeline.retrying import reason_of, retrying
 
 HEADER_BYTES, FOOTER_BYTES = 12, 4
 """Of a record: its length, 8 bytes, and their checksum; the data; the checksum of these."""
@@ -36,19 +39,20 @@ class Records(Protocol):
 
 
 class TFRecordFiles:
-    """The records of files, which are mapped into memory; where each record begins is found once.
+    """The records of files; where each record begins is found once.
+
+    Files are read by calls, not mapped into memory, where an error of storage would end the process.
 
     Args:
       paths: of the files, whose records follow each other.
 
     Raises:
-      DataError: if a file cannot be read, or was cut off or altered.
+      DataError: if a file cannot be read, or was cut off or altered. Reading raises it too.
     """
 
     def __init__(self, paths: Sequence[pathlib.Path]) -> None:
-        self._paths = paths
-        self._shards = [_mapped(path) for path in paths]
-        self._offsets = [_offsets(p, s) for p, s in zip(paths, self._shards, strict=True)]
+        self._shards = [_Shard(path) for path in paths]
+        self._offsets = [_offsets(shard) for shard in self._shards]
         self._firsts = list(itertools.accumulate(map(len, self._offsets), initial=0))
         self._checked = np.zeros(len(self), bool)
 
@@ -58,22 +62,23 @@ class TFRecordFiles:
     def name(self, at: int) -> str:
         """As "record 0 of train-0.tfrecord"."""
         shard, number = self._place(at)
-        return f"record {number} of {self._paths[shard]}"
+        return f"record {number} of {self._shards[shard].path}"
 
     def __getitem__(self, at: int) -> bytes:
         """The data of a record, compared with their checksum the first time; raises BadRecord where it is another."""
-        shard, number = self._place(at)
-        mapping, start = self._shards[shard], int(self._offsets[shard][number])
-        length = int.from_bytes(mapping[start : start + 8], "little")
-        first = start + HEADER_BYTES
-        data = mapping[first : first + length]
-        if not self._checked[at]:
-            stored = mapping[first + length : first + length + FOOTER_BYTES]
-            if not is_checksum(stored, data):
-                raise BadRecord(
-                    f"{self.name(at)} cannot be read (its checksum is wrong): mend or remove it"
-                )
-            self._checked[at] = True
+        place, number = self._place(at)
+        shard, offsets = self._shards[place], self._offsets[place]
+        first = int(offsets[number]) + HEADER_BYTES
+        end = int(offsets[number + 1]) if number + 1 < len(offsets) else shard.size
+        if self._checked[at]:
+            return shard.read(first, end - FOOTER_BYTES - first)
+        found = shard.read(first, end - first)
+        data, stored = found[:-FOOTER_BYTES], found[-FOOTER_BYTES:]
+        if not is_checksum(stored, data):
+            raise BadRecord(
+                f"{self.name(at)} cannot be read (its checksum is wrong): mend or remove it"
+            )
+        self._checked[at] = True
         return data
 
     def several(self, ids: Sequence[int]) -> list[bytes]:
@@ -91,30 +96,74 @@ def is_checksum(stored: bytes, data: bytes) -> bool:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF == int.from_bytes(stored, "little")
 
 
-def _mapped(path: pathlib.Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        reason = "it is empty" if isinstance(error, ValueError) else error.strerror
-        raise DataError(f"{path} cannot be read ({reason}): write it again") from None
+class _Shard:
+    """A file that is read by any thread, and opened anew where storage fails.
+
+    Attributes:
+      path: of the file.
+      size: in bytes.
+
+    Raises:
+      DataError: if it cannot be opened, or is empty.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        try:
+            self._file = retrying(self._open, str(path), gone=False)
+            self.size = os.fstat(self._file.fileno()).st_size
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}): write it again") from None
+        if not self.size:
+            raise DataError(f"{path} cannot be read (it is empty): write it again")
+        self._failed = False
+
+    def read(self, start: int, length: int) -> bytes:
+        """So many bytes from a place on; raises DataError."""
+        try:
+            return retrying(lambda: self._read(start, length), str(self.path))
+        except OSError as error:
+            raise DataError(
+                f"{self.path} cannot be read ({reason_of(error)}): mend it and start again"
+            ) from None
+
+    def _open(self) -> io.FileIO:
+        return io.FileIO(self.path)
+
+    def _read(self, start: int, length: int) -> bytes:
+        if self._failed:  # Its handle may be stale.
+            self._file, self._failed = self._open(), False
+        file = self._file  # Stays open while it is read, whatever another thread does.
+        try:
+            found = b""
+            while len(found) < length:
+                more = os.pread(file.fileno(), length - len(found), start + len(found))
+                if not more:
+                    raise OSError(errno.EIO, "it is shorter than it was")
+                found += more
+        except OSError:
+            self._failed = True
+            raise
+        return found
 
 
-def _offsets(path: pathlib.Path, shard: mmap.mmap) -> np.ndarray:
+def _offsets(shard: _Shard) -> np.ndarray:
     """Where each record begins, int64 `[n]`."""
-    if shard[:2] == GZIP:
+    path = shard.path
+    if shard.read(0, min(2, shard.size)) == GZIP:
         raise DataError(f"{path} is compressed, which has no records by number: unpack it")
     found: list[int] = []
     at = 0
-    while at + HEADER_BYTES <= len(shard):
-        length, stored = shard[at : at + 8], shard[at + 8 : at + HEADER_BYTES]
+    while at + HEADER_BYTES <= shard.size:
+        head = shard.read(at, HEADER_BYTES)
+        length, stored = head[:8], head[8:]
         if not is_checksum(stored, length):
             raise DataError(
                 f"{path} is no TFRecord file, or was altered at record {len(found)}: write it again"
             )
         found.append(at)
         at += HEADER_BYTES + int.from_bytes(length, "little") + FOOTER_BYTES
-    if at != len(shard):
-        cut = len(found) - (at > len(shard))
+    if at != shard.size:
+        cut = len(found) - (at > shard.size)
         raise DataError(f"{path} was cut off within record {cut}: copy or write it again")
     return np.array(found, np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,9 +16,20 @@ from input_pipeline.examples import Fields
 from input_pipeline.images import pictures
 from input_pipeline.order import shuffled_ids
 from input_pipeline.records import FOOTER_BYTES, GZIP, HEADER_BYTES, is_checksum
+from input_pipeline.retrying import reason_of, retrying
 
 BLOCK_BYTES = 1 << 20
 """Of a shard, read at once."""
+
+ERRORS = {
+    tf.errors.NOT_FOUND: errno.ENOENT,
+    tf.errors.PERMISSION_DENIED: errno.EACCES,
+    tf.errors.UNAUTHENTICATED: errno.EACCES,
+    tf.errors.INVALID_ARGUMENT: errno.EINVAL,
+    tf.errors.FAILED_PRECONDITION: errno.EINVAL,
+    tf.errors.UNIMPLEMENTED: errno.EINVAL,
+}
+"""TensorFlow's codes of errors that no further try mends, and of files that are gone."""
 
 Record = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 """Its data, its number in its shard, and the shard's path."""
@@ -207,17 +219,28 @@ def _block(path: bytes, number: int, start: int) -> tuple[np.ndarray, np.int64]:
     Raises:
       DataError: if it cannot be read, or was cut off or altered.
     """
-    name, end = path.decode(), int(start)
-    records: list[bytes] = []
+    name = path.decode()
+
+    def read() -> tuple[np.ndarray, np.int64]:
+        records: list[bytes] = []
+        end = int(start)
+        try:
+            with tf.io.gfile.GFile(name, "rb") as file:
+                file.seek(end)
+                while end < start + BLOCK_BYTES and (head := file.read(HEADER_BYTES)):
+                    records.append(_record(name, number + len(records), head, file))
+                    end += HEADER_BYTES + len(records[-1]) + FOOTER_BYTES
+        except tf.errors.OpError as error:
+            # Of what remote storage says the rest may be over soon.
+            raise OSError(ERRORS.get(error.error_code, errno.EIO), error.message) from None
+        return np.array(records, object), np.int64(end)
+
     try:
-        with tf.io.gfile.GFile(name, "rb") as file:
-            file.seek(end)
-            while end < start + BLOCK_BYTES and (head := file.read(HEADER_BYTES)):
-                records.append(_record(name, number + len(records), head, file))
-                end += HEADER_BYTES + len(records[-1]) + FOOTER_BYTES
-    except tf.errors.OpError as error:
-        raise DataError(f"{name} cannot be read ({error.message}): mend it") from None
-    return np.array(records, object), np.int64(end)
+        return retrying(read, name)
+    except OSError as error:
+        raise DataError(
+            f"{name} cannot be read ({reason_of(error)}): mend it and start again"
+        ) from None
 
 
 def _record(path: str, number: int, head: bytes, file: tf.io.gfile.GFile) -> bytes:

@@ -15,8 +15,8 @@ from input_pipeline.records import TFRecordFiles
 class TFRecords(Examples):
     """Pictures, and labels, of tf.train.Example records in one or more files.
 
-    Features: "image", float32 `[height, width, channels]` in [0, 1], and with `label` "label", int32. The files are mapped
-    into memory; where each record begins is found once, when they are opened.
+    Features: "image", float32 `[height, width, channels]` in [0, 1], and with `label` "label", int32. Where each
+    record begins is found once, when the files are opened.
 
     Args:
       files: path of the shards, with * and ? for several: they follow each other in the order of their names.

@@ -18,8 +18,9 @@ import rich.console
 import rich.progress
 
 from trainer import backend
+from trainer.data_errors import data_problem
 from trainer.exits import CannotCreate, UsageError, UserError, one_line
-from trainer.main import INTERRUPTED, data_problem
+from trainer.main import INTERRUPTED
 
 if TYPE_CHECKING:
     from input_pipeline.batches import Source

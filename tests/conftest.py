@@ -53,3 +53,9 @@ def split_cpu() -> None:
     if configured is None or len(configured) != DEVICES:
         one = tf.config.LogicalDeviceConfiguration()
         tf.config.set_logical_device_configuration(cpu, [one] * DEVICES)
+
+
+@pytest.fixture
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data that cannot be read is tried again soon, as often as else."""
+    monkeypatch.setattr("input_pipeline.retrying.DELAYS_SECONDS", (0.01, 0.02, 0.02, 0.05))

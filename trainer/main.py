@@ -7,7 +7,6 @@ import errno
 import json
 import math
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,6 @@ from trainer.catalogue import registry
 from trainer.exits import (
     CannotCreate,
     ConfigError,
-    DataProblem,
     NoPermission,
     PreemptedExit,
     UsageError,
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # as shells report SIGINT
 NEIGHBOURED = 8
 """Samples that are shown beside their nearest training pictures."""
-FROM_TF_DATA = re.compile(r"\bDataError: (.+)\nTraceback ")
 
 
 def run() -> None:
@@ -420,19 +417,12 @@ def _data_problems() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        from trainer.data_errors import data_problem
+
         problem = data_problem(error)
         if problem is None:
             raise
         raise problem from error
-
-
-def data_problem(error: Exception) -> DataProblem | None:
-    """What an error says of the data, None if it is of something else."""
-    if _is_data_error(error):
-        return DataProblem(one_line(error))
-    # One that a source raised in tf.data's threads comes as TensorFlow's, with the traceback in its message.
-    said = FROM_TF_DATA.search(str(error))
-    return DataProblem(said[1]) if said else None
 
 
 def _is_data_error(error: Exception) -> bool:

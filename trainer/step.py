@@ -127,7 +127,9 @@ class Step:
         context = tf.distribute.get_replica_context()
         replica = context.replica_id_in_sync_group
         first = tf.cast(replica, tf.int64) * self._layout.local_batch
-        step = tf.identity(self.number)
+        # Without its batch nothing of a step may be done: the data may have failed.
+        with tf.control_dependencies(tf.nest.flatten(batch)):
+            step = tf.identity(self.number)
         read = -1
         for update, gradients in zip(self.updates, self._gradients, strict=True):
             for number in range(update.phase.updates):
@@ -141,10 +143,15 @@ class Step:
                 sums = context.all_reduce("SUM", (*sums, self.carry.spread(carry, replica)))
                 update(step, *_unscaled(sums, scale, self._layout.replicas))
 
-        def advance(strategy: tf.distribute.Strategy) -> None:
-            strategy.extended.update(self.number, lambda number: number.assign_add(1), group=False)
+        def advance(strategy: tf.distribute.Strategy, step: tf.Tensor) -> None:
+            local = strategy.experimental_local_results(step)
+            with tf.control_dependencies(local):  # The batches of all replicas.
+                reached = local[0] + 1
+            strategy.extended.update(
+                self.number, lambda number, value: number.assign(value), (reached,), group=False
+            )
 
-        context.merge_call(advance)
+        context.merge_call(advance, (step,))
 
     def _phase_gradients(
         self,

@@ -17,8 +17,10 @@ from trainer.ledger import Ledger
 KINDS = ("compiling", "steps", "data", "evaluation", "samples", "saves")
 """What seconds go into: the first step of a start and all before it, later steps, their waits for data, and what is between steps."""
 
-ALIVE_SECONDS = 30.0
-"""Between two signs of life: a megabyte in three days, and so much less of a killed process is known."""
+ALIVE_SECONDS = (1.0, 30.0)
+"""Least and most between two signs of life: a megabyte in three days."""
+ALIVE_SHARE = 0.05
+"""Of its time since the start is what a killed process has not told, at most, between these bounds."""
 
 STALL_SECONDS, STALL_TIMES = 5.0, 10
 """A step is a stall that takes longer than this, and than so many times the median of the steps before it."""
@@ -110,7 +112,9 @@ class Timesheet:
         if len(seconds):
             self._look_for_stall(step - len(seconds) + 1, seconds, waits)
             self._recent.extend(seconds.tolist())
-        if first or self._clock() - self._told >= ALIVE_SECONDS:
+        least, most = ALIVE_SECONDS
+        now = self._clock()
+        if first or now - self._told >= min(max(ALIVE_SHARE * (now - self._started), least), most):
             self.tell("alive", step, skipped())
 
     def _look_for_stall(self, first_step: int, seconds: np.ndarray, waits: np.ndarray) -> None:

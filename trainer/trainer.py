@@ -21,6 +21,7 @@ from input_pipeline.batches import streams_of
 from input_pipeline.noise import Noise
 from trainer import checkpoint, durable
 from trainer.cluster import Cluster, batch_layout, connect
+from trainer.data_errors import data_problem, telling_retries
 from trainer.device_loop import compiled_loop
 from trainer.evaluation import Evaluation
 from trainer.exits import ConfigError
@@ -224,7 +225,8 @@ class Trainer:
             Progress(self.experiment.steps, start, sys.stderr) if self.cluster.chief else None
         )
         bar = contextlib.closing(progress) if progress else contextlib.nullcontext()
-        with self.timesheet.telling_failure(), writer, bar:
+        retries = telling_retries(self._note, self.ledger)
+        with self.timesheet.telling_failure(), retries, writer, bar:
             for name, text in texts.items():
                 writer.text(name, text, start)
             try:
@@ -263,7 +265,8 @@ class Trainer:
         until, began = until or experiment.steps, time.perf_counter() - self._seconds
         while step < until:
             count = min(self._until_boundary(step), until - step)
-            times_of_steps = self._run_steps(data, tf.constant(count)).numpy()
+            with self._saving_what_came_before_bad_data(writer, began):
+                times_of_steps = self._run_steps(data, tf.constant(count)).numpy()
             ended = time.time()
             times.add(times_of_steps, ended)
             step += count
@@ -290,6 +293,24 @@ class Trainer:
             if stopping:
                 return Outcome.PREEMPTED
         return Outcome.DONE
+
+    @contextlib.contextmanager
+    def _saving_what_came_before_bad_data(
+        self, writer: MetricWriter | NullWriter, began: float
+    ) -> Iterator[None]:
+        """Saves the steps that were complete when the data failed.
+
+        A step begins when its examples are there on every replica, and after the step before it, so that the variables are
+        those after a whole step.
+        """
+        try:
+            yield
+        except Exception as error:
+            reached = int(self.step.number.numpy()) if data_problem(error) else 0
+            if reached and reached not in self.checkpoints.steps():
+                self._seconds = time.perf_counter() - began
+                self._save(writer)
+            raise
 
     def _until_boundary(self, step: int) -> int:
         """Steps to the next moment when the host has something to do."""

@@ -19,12 +19,15 @@ import subprocess
 import sys
 import time
 
+import jsonschema
+import kubernetes_validate
 import pytest
 
 from clusters import submit
 from clusters.job import Job
 from clusters.shell import RESTARTING
 from clusters.submit import planned, shown
+from tests.clusters.jobset_schema import JOBSET
 from trainer.exits import UsageError
 
 GOLDEN = pathlib.Path(__file__).with_name("golden")
@@ -260,132 +263,29 @@ def test_a_container_that_is_stopped_saves_and_does_not_start_again(tmp_path):
 
 # ---------------------------------------------------------------------- JobSet
 
-FIELDS = {
-    # Field -> the type of its value, or its fields; [x] is a list of x, {str: x} a map. Of JobSet v1alpha2, batch/v1 and v1.
-    "apiVersion": "jobset.x-k8s.io/v1alpha2",
-    "kind": "JobSet",
-    "metadata": {"name": str, "namespace": str, "labels": {str: str}},
-    "spec": {
-        "network": {"enableDNSHostnames": bool, "publishNotReadyAddresses": bool},
-        "failurePolicy": {
-            "maxRestarts": int,
-            "rules": [
-                {
-                    "name": str,
-                    "action": ("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"),
-                    "onJobFailureReasons": [
-                        ("BackoffLimitExceeded", "DeadlineExceeded", "PodFailurePolicy")
-                    ],
-                }
-            ],
-        },
-        "replicatedJobs": [
-            {
-                "name": str,
-                "replicas": int,
-                "template": {
-                    "spec": {
-                        "completionMode": ("Indexed",),
-                        "completions": int,
-                        "parallelism": int,
-                        "backoffLimit": int,
-                        "activeDeadlineSeconds": int,
-                        "podFailurePolicy": {
-                            "rules": [
-                                {
-                                    "action": ("Ignore", "FailJob", "Count"),
-                                    "onPodConditions": [{"type": str, "status": ("True", "False")}],
-                                    "onExitCodes": {
-                                        "containerName": str,
-                                        "operator": ("In", "NotIn"),
-                                        "values": [int],
-                                    },
-                                }
-                            ]
-                        },
-                        "template": {
-                            "metadata": {"annotations": {str: str}},
-                            "spec": {
-                                "restartPolicy": ("Never",),
-                                "terminationGracePeriodSeconds": int,
-                                "nodeSelector": {str: str},
-                                "tolerations": [
-                                    {
-                                        "key": str,
-                                        "operator": ("Exists", "Equal"),
-                                        "value": str,
-                                    }
-                                ],
-                                "containers": [
-                                    {
-                                        "name": str,
-                                        "image": str,
-                                        "command": [str],
-                                        "args": [str],
-                                        "env": [
-                                            {
-                                                "name": str,
-                                                "value": str,
-                                                "valueFrom": {
-                                                    "secretKeyRef": {"name": str, "key": str}
-                                                },
-                                            }
-                                        ],
-                                        "resources": {
-                                            "requests": {str: str},
-                                            "limits": {str: str},
-                                        },
-                                        "volumeMounts": [{"name": str, "mountPath": str}],
-                                    }
-                                ],
-                                "volumes": [
-                                    {
-                                        "name": str,
-                                        "emptyDir": {"medium": ("Memory",)},
-                                        "hostPath": {"path": str, "type": ("Directory",)},
-                                        "persistentVolumeClaim": {"claimName": str},
-                                        "csi": {"driver": str, "volumeAttributes": {str: str}},
-                                    }
-                                ],
-                            },
-                        },
-                    }
-                },
-            }
-        ],
-    },
-}
-
-
-def check(value, form, where=""):
-    """That a value has no fields but those of the form, and the types that the form says."""
-    if isinstance(form, dict) and str in form:
-        assert all(isinstance(key, str) for key in value), where
-        for key, one in value.items():
-            check(one, form[str], f"{where}.{key}")
-    elif isinstance(form, dict):
-        assert isinstance(value, dict) and set(value) <= set(form), (where, set(value) - set(form))
-        for key, one in value.items():
-            check(one, form[key], f"{where}.{key}")
-    elif isinstance(form, list):
-        assert isinstance(value, list), where
-        for index, one in enumerate(value):
-            check(one, form[0], f"{where}[{index}]")
-    elif isinstance(form, type):
-        assert type(value) is form, (where, value)
-    else:
-        assert value in ((form,) if isinstance(form, str) else form), (where, value)
-
 
 def jobset(job: Job) -> dict:
     return json.loads(planned("jobset", job).files[f"{job.name}.json"])
+
+
+def job_of(made: dict) -> dict:
+    """The Job that the controller makes of a JobSet."""
+    (replicated,) = made["spec"]["replicatedJobs"]
+    name = f"{made['metadata']['name']}-{replicated['name']}-0"
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name},
+        "spec": replicated["template"]["spec"],
+    }
 
 
 @pytest.mark.parametrize("name", [name for name in JOBS if name.startswith("jobset")])
 def test_a_jobset_has_the_fields_of_its_kind(name):
     job = JOBS[name][1]
     made = jobset(job)
-    check(made, FIELDS)
+    jsonschema.validate(made, JOBSET)
+    kubernetes_validate.validate(job_of(made), kubernetes_validate.latest_version(), strict=True)
     (replicated,) = made["spec"]["replicatedJobs"]
     spec = replicated["template"]["spec"]
     pod = spec["template"]["spec"]
@@ -410,6 +310,54 @@ def test_a_jobset_has_the_fields_of_its_kind(name):
     assert [mount["name"] for mount in container["volumeMounts"]] == [
         volume["name"] for volume in pod.get("volumes", [])
     ]
+
+
+WRONG = [
+    # A path in a JobSet, and what somebody may write there by mistake.
+    ("apiVersion", "jobset.x-k8s.io/v1"),
+    ("metadata.name", "Digits"),
+    ("spec.replicas", 1),
+    ("spec.network.enableDNSHostnames", "true"),
+    ("spec.failurePolicy.maxRestarts", "3"),
+    ("spec.failurePolicy.rules.0.action", "Fail"),
+    ("spec.failurePolicy.rules.0.onJobFailureReasons.0", "Deadline"),
+    ("JOB.completionMode", "indexed"),
+    ("JOB.backofLimit", 0),
+    ("JOB.podFailurePolicy.rules.1.onExitCodes.operator", "Not"),
+    ("JOB.podFailurePolicy.rules.1.onExitCodes.values.0", 256),
+    ("JOB.podFailurePolicy.rules.0.onExitCodes", {}),
+    ("POD.restartPolicy", "Always"),
+    ("POD.containers.0.command", "lockstep"),
+    ("POD.containers.0.env.0.value", 2),
+    ("POD.containers.0.env.0.name", "A B"),
+    ("POD.containers.0.resources.limits.memory", "512 GB"),
+    ("POD.containers.0.volumeMounts.0.mountPath", "runs"),
+    ("POD.volumes.0.emptyDir", {}),
+    ("POD.tolerations.0.value", "x"),
+    ("POD.nodeSelector.a b", "x"),
+]
+PLACES = {"JOB": "spec.replicatedJobs.0.template.spec"}
+PLACES["POD"] = f"{PLACES['JOB']}.template.spec"
+
+
+@pytest.mark.parametrize(("path", "value"), WRONG)
+def test_the_schema_of_jobsets_finds_mistakes(path, value):
+    made = jobset(JOBS["jobset_gpu"][1])
+    first, _, rest = path.partition(".")
+    *keys, last = f"{PLACES[first]}.{rest}".split(".") if first in PLACES else path.split(".")
+    place = made
+    for key in keys:
+        place = place[int(key) if isinstance(place, list) else key]
+    place[int(last) if isinstance(place, list) else last] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(made, JOBSET)
+
+
+def test_the_schema_of_kubernetes_finds_mistakes():
+    made = job_of(jobset(JOBS["jobset"][1]))
+    made["spec"]["template"]["spec"]["containers"][0]["imagePullPolice"] = "Always"
+    with pytest.raises(kubernetes_validate.ValidationError, match="imagePullPolice"):
+        kubernetes_validate.validate(made, kubernetes_validate.latest_version(), strict=True)
 
 
 def test_a_jobset_keeps_dollars():

@@ -205,7 +205,7 @@ def test_a_folder_that_cannot_be_used_is_named(write, message, tmp_path):
         ),
     ],
 )
-def test_a_picture_that_cannot_be_read_is_named(damage, message, tmp_path):
+def test_a_picture_that_cannot_be_read_is_named(damage, message, tmp_path, short_delays):
     """As the training meets it: an error of the data set."""
     for name in ("a.png", "b.png"):
         picture(tmp_path / name)

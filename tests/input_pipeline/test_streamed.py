@@ -202,7 +202,7 @@ def test_what_needs_numbered_examples_is_refused(shards):
         ),
     ],
 )
-def test_what_cannot_be_read_is_named(damage, message, tmp_path):
+def test_what_cannot_be_read_is_named(damage, message, tmp_path, short_delays):
     """When the training meets it."""
     for shard in range(2):
         records = [example(image__encoded=png(PICTURES[at]), label=at) for at in range(2)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trainer.exits import Diverged
-from trainer.timesheet import ALIVE_SECONDS, Timesheet, program_start
+from trainer.timesheet import Timesheet, program_start
 
 
 class Clock:
@@ -58,9 +58,8 @@ def test_seconds_by_hand(made):
         clock.now += 4
     with sheet.spent("saves"), sheet.spent("samples"):
         clock.now += 0.5
-    loop(sheet, clock, 44, [(1, 0)])  # Soon after a sign of life, none.
-    clock.now += ALIVE_SECONDS
-    loop(sheet, clock, 45, [(1, 0.5)], skipped=2)
+    loop(sheet, clock, 44, [(1, 0)])
+    loop(sheet, clock, 45, [(0.5, 0.25)], skipped=2)  # Soon after a sign of life, none.
     sheet.tell("done", 45, 2)
     began, restored, first, alive, done = told.events
     assert began == {
@@ -75,9 +74,22 @@ def test_seconds_by_hand(made):
     assert restored == {"event": "restore", "step": 40, "seconds": 2.0}
     seconds = {"compiling": 7.0, "steps": 1.75, "data": 0.25}
     assert first == {"event": "alive", "step": 43, "skipped": 1, "seconds": seconds}
-    seconds |= {"steps": 3.25, "data": 0.75, "evaluation": 4.0, "samples": 0.5, "saves": 0.5}
-    assert alive == {"event": "alive", "step": 45, "skipped": 2, "seconds": seconds}
+    seconds |= {"steps": 2.75, "evaluation": 4.0, "samples": 0.5, "saves": 0.5}
+    assert alive == {"event": "alive", "step": 44, "skipped": 0, "seconds": seconds}
+    seconds |= {"steps": 3.0, "data": 0.5}
     assert done == {"event": "done", "step": 45, "skipped": 2, "seconds": seconds}
+
+
+def test_signs_of_life_are_rare_in_a_long_run(made):
+    """A step a second: one a second at first, then one in a twentieth of the time so far, and one in 30 seconds in the end."""
+    clock, told, sheet = made
+    sheet.start(0, "", 0)
+    for step in range(1, 86_401):
+        loop(sheet, clock, step, [(1, 0)])
+    steps = [event["step"] for event in told.events if event["event"] == "alive"]
+    assert steps[:21] == [*range(1, 21), 22]
+    assert np.diff(steps).max() == 30
+    assert len(steps) < 86_400 / 30 + 100
 
 
 def test_a_step_that_takes_far_longer_than_others_is_a_stall(made):

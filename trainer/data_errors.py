@@ -1,0 +1,45 @@
+"""What is wrong with the data: as a line for people, and as events of the ledger while it is read again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Iterator
+
+from input_pipeline.batches import DataError
+from trainer.exits import DataProblem, one_line
+from trainer.ledger import Ledger
+
+FROM_TF_DATA = re.compile(r"\bDataError: (.+)\nTraceback ")
+RETRIES = "input_pipeline.retrying"
+"""The logger that warns of each further try to read."""
+
+
+def data_problem(error: Exception) -> DataProblem | None:
+    """What an error says of the data, None if it is of something else."""
+    if isinstance(error, DataError):
+        return DataProblem(one_line(error))
+    # One that a source raised in tf.data's threads comes as TensorFlow's, with the traceback in its message.
+    said = FROM_TF_DATA.search(str(error))
+    return DataProblem(said[1]) if said else None
+
+
+@contextlib.contextmanager
+def telling_retries(note: Callable[[str], None], ledger: Ledger) -> Iterator[None]:
+    """In this context each further try to read is noted and recorded."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            note(record.getMessage())
+            # A full disk must not keep data from being read.
+            with contextlib.suppress(OSError):
+                fields = {name: getattr(record, name, "") for name in ("file", "error")}
+                ledger.record("retry", **fields)
+
+    logger, handler = logging.getLogger(RETRIES), Handler()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
