@@ -183,7 +183,7 @@ codes.append(main.main(["report", f"--workdir={workdir}/run"]))
 codes.append(main.main(["doctor", f"--workdir={workdir}/run"]))
 codes.append(main.main(["sample", f"--workdir={workdir}/run", "--count=1", "--strategy=one_device"]))
 from trainer.checkpoint import Checkpoints
-def broken(self, *args):
+def broken(self, *args, **options):
     raise RuntimeError("with a traceback")
 Checkpoints.save = broken
 train[-1] = f"--workdir={workdir}/broken"
