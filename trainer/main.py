@@ -27,7 +27,7 @@ from trainer.exits import (
     one_line,
 )
 from trainer.hardware import Hardware, workers
-from trainer.preemption import stop_signal
+from trainer.preemption import ignore_stop_signals, stop_signal
 
 if TYPE_CHECKING:
     from trainer.judge import Judge
@@ -150,6 +150,7 @@ def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
             texts, started=lambda: workdir.record_start(folder, resolved.text, arguments)
         )
     if outcome is Outcome.PREEMPTED:
+        ignore_stop_signals()
         raise PreemptedExit(
             f"preempted and saved in {folder}: start the same command again to go on"
         )
