@@ -167,6 +167,10 @@ class Checkpoints:
                 "make room or mend it and start again; the checkpoints before it are whole"
             ) from None
 
+    def flush(self) -> None:
+        """Returns when what is being written is on the disk, or has failed; from any thread."""
+        self._thread.submit(lambda: None).result()
+
     def latest(self, note: Callable[[str], None]) -> Snapshot | None:
         """The newest checkpoint that is whole, or None where there is none at all.
 

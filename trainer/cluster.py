@@ -10,12 +10,18 @@ import time
 from collections.abc import Callable, Iterator
 
 import tensorflow as tf
+from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+from tensorflow.python.eager import context
 
 from input_pipeline.batches import Slice
 from trainer.environment import Workers, attached_tpus
-from trainer.exits import ConfigError, UsageError
+from trainer.exits import ConfigError, LostPeer, UsageError
 from trainer.hardware import Hardware, workers
+from trainer.heartbeat import Heartbeat
 from trainer.peers import meet
+
+REGISTER_SECONDS = 60
+"""How long TensorFlow waits for workers that have met: they lack nothing but its server, or have died."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +88,10 @@ class Cluster:
     worker: int = 0
     notes: tuple[str, ...] = ()
     waited_seconds: float = 0.0
+    watch: Callable[[Callable[[LostPeer], None]], contextlib.AbstractContextManager] = (
+        contextlib.nullcontext
+    )
+    """Makes the context of a training, in which workers watch each other, from what to do before the end."""
 
     @property
     def chief(self) -> bool:
@@ -222,7 +232,7 @@ def _multi_worker(hardware: Hardware, found: Workers, note: Callable[[str], None
     hosts, worker = found.hosts, found.worker
     note(f"worker {worker} of {len(hosts)}, {hosts[worker]}: waiting for all of them")
     began = time.monotonic()
-    meet(hosts, worker, hardware.start_seconds)
+    connections = meet(hosts, worker, hardware.start_seconds)
     waited = time.monotonic() - began
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(hosts)}),
@@ -233,8 +243,33 @@ def _multi_worker(hardware: Hardware, found: Workers, note: Callable[[str], None
     accelerator = bool(tf.config.list_physical_devices("GPU"))
     if accelerator:
         _deterministic()
+    _configure_service(len(hosts), hardware.heartbeat_seconds)
     strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
-    return Cluster(strategy, _xla(hardware, accelerator), len(hosts), worker, found.notes, waited)
+    watch = functools.partial(
+        Heartbeat, connections, hosts, worker, float(hardware.heartbeat_seconds)
+    )
+    return Cluster(
+        strategy, _xla(hardware, accelerator), len(hosts), worker, found.notes, waited, watch
+    )
+
+
+def _configure_service(workers: int, heartbeat_seconds: int) -> None:
+    """TensorFlow's coordination of workers, as its strategy sets it, but that it waits for nobody for ever.
+
+    The wait for those that register has no end on the first worker, and holds Python's lock: nothing else could end it.
+    Its heartbeat is slower than ours, which names who is missing; it serves evaluations, where ours is not.
+    """
+    if context.context().coordination_service is not None:
+        return  # Once a process: it cannot be changed any more.
+    job = coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=workers)
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        cluster_register_timeout_in_ms=1000 * REGISTER_SECONDS,
+        heartbeat_timeout_in_ms=2000 * heartbeat_seconds,
+        coordinated_jobs=[job],
+    )
+    context.context().coordination_service.cluster_register_with_barrier = True
 
 
 def _tpu(hardware: Hardware, found: Workers) -> Cluster:

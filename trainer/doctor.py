@@ -18,7 +18,7 @@ from trainer import backend, workdir
 from trainer.environment import Workers, attached_tpus, vertex_folders
 from trainer.exits import CannotCreate, UserError, one_line
 from trainer.hardware import Hardware, workers
-from trainer.peers import listen, resolve, wait_for_names
+from trainer.peers import listen, own_address, resolve, wait_for_names
 
 LEAST_BYTES = 100 * 2**20
 """Free space below which no training starts."""
@@ -117,9 +117,9 @@ def _peers(report: Report, found: Workers) -> None:
         report.rows.append(("peer", text))
     report.rows.append(("peer", "whether they answer shows at the start: no port is open before"))
     with report.checking("peers"):
-        wait_for_names(found.hosts, 0, resolve=addresses.get)
-    with report.checking("port"):
-        listen(found.hosts[found.worker]).close()
+        known = wait_for_names(found.hosts, 0, resolve=addresses.get)
+        with report.checking("port"):
+            listen(found.hosts[found.worker], own_address(known, found.worker)).close()
 
 
 def _tensorflow(report: Report, environ: Mapping[str, str]) -> None:

@@ -159,6 +159,12 @@ def _define() -> flags.FlagValues:
     flags.DEFINE_integer(
         "start_seconds", 600, "how long workers wait for each other", flag_values=values
     )
+    flags.DEFINE_integer(
+        "heartbeat_seconds",
+        60,
+        "after how long without a sign of life a worker is missing",
+        flag_values=values,
+    )
     return values
 
 

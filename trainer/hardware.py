@@ -35,6 +35,7 @@ class Hardware:
       microbatch: examples a replica computes at a time; None for all of its examples of an update.
       steps_per_loop: most steps between two looks of the host at the device.
       start_seconds: how long a worker waits for the others to start.
+      heartbeat_seconds: after how long a worker that is stopped or cut off is missing.
     """
 
     strategy: str = "auto"
@@ -47,6 +48,7 @@ class Hardware:
     microbatch: int | None = None
     steps_per_loop: int = 20
     start_seconds: int = 600
+    heartbeat_seconds: int = 60
 
 
 def workers(hardware: Hardware, environ: Mapping[str, str], attached_tpus: int = 0) -> Workers:
@@ -101,6 +103,7 @@ def _check_values(hardware: Hardware) -> None:
         ("microbatch", 1),
         ("steps_per_loop", 1),
         ("start_seconds", 1),
+        ("heartbeat_seconds", 1),
     ):
         value = getattr(hardware, name)
         if value is not None and value < least:

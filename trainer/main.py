@@ -25,7 +25,7 @@ from trainer.exits import (
     one_line,
 )
 from trainer.hardware import Hardware, workers
-from trainer.preemption import stop_signal
+from trainer.preemption import ignore_stop_signals, stop_signal
 
 if TYPE_CHECKING:
     from trainer.judge import Judge
@@ -157,6 +157,7 @@ def _train(line: flags.CommandLine, arguments: Sequence[str], held: contextlib.E
             texts, started=lambda: workdir.record_start(folder, resolved.text, arguments)
         )
     if outcome is Outcome.PREEMPTED:
+        ignore_stop_signals()
         raise PreemptedExit(
             f"preempted and saved in {folder}: start the same command again to go on"
         )

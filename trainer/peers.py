@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import ipaddress
 import re
 import socket
 import time
@@ -17,6 +18,8 @@ from collections.abc import Callable, Sequence
 from trainer.exits import LostPeer, UserError, WorkdirInUse
 
 AGAIN_SECONDS = 0.2
+ROUTE_PORT = 9
+"""Any will do to ask for a route: nothing is sent."""
 GO = b"go"
 NO = b"no"
 """And then why."""
@@ -28,7 +31,9 @@ GONE = re.compile(
 )
 """What TensorFlow says on the workers that are left."""
 TASK = re.compile(r"/job:worker/(?:replica:\d+/)?task:(\d+)")
-UNHEALTHY = re.compile(r"unhealthy[^:]*:\s*((?:/job:worker/\S+\s*)+)")
+NAMED = re.compile(
+    r"(?:unhealthy[^:]*|timed out task names):\s*((?:/job:worker/\S+\s*)+)", re.IGNORECASE
+)
 NO_SERVER = "Could not start gRPC server"
 
 
@@ -80,18 +85,51 @@ def wait_for_names(
         sleep(min(1.0, max(until - clock(), 0.01)))
 
 
-def listen(host: str) -> socket.socket:
-    """Takes the port of "name:port" on all addresses of this machine, as TensorFlow's server will.
+def own_address(addresses: Sequence[str], worker: int) -> str:
+    """The address of this machine at which the other workers reach it.
+
+    That of its name, unless this is only its own view: many systems give their own name a loopback address, and behind
+    a translation of addresses the name's is not one of the machine. Then that of the interface by which it reaches another.
+
+    Args:
+      addresses: of all workers.
+      worker: which of them this is.
+    """
+    own = addresses[worker]
+    far = [address for address in addresses if not ipaddress.ip_address(address).is_loopback]
+    others = [address for address in far if address != own]
+    if not others or (own in far and _is_here(own)):
+        return own
+    with socket.socket(_family(others[0]), socket.SOCK_DGRAM) as route:
+        try:
+            route.connect((others[0], ROUTE_PORT))
+        except OSError:
+            return own
+        return str(route.getsockname()[0])
+
+
+def _is_here(address: str) -> bool:
+    with socket.socket(_family(address), socket.SOCK_DGRAM) as one:
+        try:
+            one.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def listen(host: str, address: str) -> socket.socket:
+    """Takes the port of "name:port" at an address of this machine.
 
     Raises:
       LostPeer: if another process has it.
     """
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    address = ("", split(host)[1])
     try:
         # It may be a port whose last connections are still being closed, but none that is listened to.
-        return socket.create_server(address, family=family, dualstack_ipv6=both)
+        return socket.create_server((address, split(host)[1]), family=_family(address))
     except OSError as error:
         raise port_taken(host, error) from None
 
@@ -106,8 +144,8 @@ def port_taken(host: str, error: OSError | None = None) -> LostPeer:
     )
 
 
-def meet(hosts: Sequence[str], worker: int, seconds: float) -> None:
-    """Returns once every worker has called this.
+def meet(hosts: Sequence[str], worker: int, seconds: float) -> dict[int, socket.socket]:
+    """Returns once every worker has called this: on the first its connections to all others, on these that to the first.
 
     The first listens on its port and tells the others when all are there; after that its port is free for TensorFlow's server.
 
@@ -117,22 +155,22 @@ def meet(hosts: Sequence[str], worker: int, seconds: float) -> None:
     """
     until = time.monotonic() + seconds
     hello = _hello(hosts)
-    with listen(hosts[worker]) as server:
-        wait_for_names(hosts, seconds)
+    addresses = wait_for_names(hosts, seconds)
+    with listen(hosts[worker], own_address(addresses, worker)) as server:
         if worker == 0:
-            _gather(server, hosts, hello, until, seconds)
-    if worker:
-        _report(hosts, worker, hello, until, seconds)
+            return _gather(server, hosts, hello, until, seconds)
+    return {0: _report(hosts, worker, hello, until, seconds)}
 
 
 def dismiss(hosts: Sequence[str], why: str, seconds: float) -> None:
     """Instead of `meet`, on the first worker: tells each of the others that comes within the seconds why there is no training.
 
     Raises:
-      LostPeer: if the own port is taken.
+      LostPeer: if a name does not resolve or the own port is taken.
     """
     until, hello, missing = time.monotonic() + seconds, _hello(hosts), set(range(1, len(hosts)))
-    with listen(hosts[0]) as server:
+    address = own_address(wait_for_names(hosts, seconds), 0)
+    with listen(hosts[0], address) as server:
         while missing and (left := until - time.monotonic()) > 0:
             server.settimeout(left)
             with contextlib.suppress(OSError):
@@ -151,7 +189,7 @@ def _hello(hosts: Sequence[str]) -> bytes:
 
 def _gather(
     server: socket.socket, hosts: Sequence[str], hello: bytes, until: float, seconds: float
-) -> None:
+) -> dict[int, socket.socket]:
     size = len(hello) + 4
     with contextlib.ExitStack() as stack:
         arrived: dict[int, socket.socket] = {}
@@ -177,22 +215,24 @@ def _gather(
                 peer.sendall(GO)
             except OSError:
                 raise LostPeer(f"{_name(hosts, [number])} is gone: {REMEDY}") from None
+        stack.pop_all()
+        return arrived
 
 
-def _report(hosts: Sequence[str], worker: int, hello: bytes, until: float, seconds: float) -> None:
+def _report(
+    hosts: Sequence[str], worker: int, hello: bytes, until: float, seconds: float
+) -> socket.socket:
     while (left := until - time.monotonic()) > 0:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection(split(hosts[0]), timeout=left) as first,
-        ):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            first = stack.enter_context(socket.create_connection(split(hosts[0]), timeout=left))
             first.sendall(hello + worker.to_bytes(4, "big"))
             first.settimeout(max(until - time.monotonic(), 0.01))
-            answer = first.makefile("rb")
-            word = answer.read(len(GO))
+            word = first.recv(len(GO), socket.MSG_WAITALL)
             if word == GO:
-                return
+                stack.pop_all()
+                return first
             if word == NO:
-                raise WorkdirInUse(answer.read().decode(errors="replace"))
+                raise WorkdirInUse(first.makefile("rb").read().decode(errors="replace"))
         time.sleep(min(AGAIN_SECONDS, max(until - time.monotonic(), 0)))
     raise LostPeer(
         f"{_name(hosts, [0])} did not answer, or missed another worker, for {seconds:g} seconds: {REMEDY}, with the same "
@@ -215,12 +255,24 @@ def lost(error: BaseException, hosts: Sequence[str], worker: int) -> UserError |
         return port_taken(hosts[worker])
     if not GONE.search(message):
         return None
-    named = UNHEALTHY.search(message)
+    named = NAMED.search(message)
     tasks = {int(task) for task in TASK.findall(named[1] if named else message)} - {worker}
-    gone = sorted(task for task in tasks if task < len(hosts))
-    who = _name(hosts, gone) if gone else "another worker"
+    return gone(hosts, sorted(task for task in tasks if task < len(hosts)))
+
+
+def gone(hosts: Sequence[str], workers: Sequence[int]) -> LostPeer:
+    """The line of workers that have ended; none if it is not known who they are."""
+    who = _name(hosts, workers) if workers else "another worker"
     return LostPeer(
-        f"{who} {'are' if len(gone) > 1 else 'is'} gone: {REMEDY}; they go on from the last checkpoint"
+        f"{who} {'are' if len(workers) > 1 else 'is'} gone: {REMEDY}; they go on from the last checkpoint"
+    )
+
+
+def silent(hosts: Sequence[str], workers: Sequence[int], seconds: float) -> LostPeer:
+    """The line of workers that were not heard for so long."""
+    return LostPeer(
+        f"{_name(hosts, workers)} did not beat for {seconds:g} seconds, stopped or cut off: {REMEDY}; "
+        "they go on from the last checkpoint"
     )
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM: what a scheduler sends before it takes a machine away."""
+"""SIGTERM or SIGUSR2: what a scheduler sends before it takes a machine away."""
 
 from __future__ import annotations
 
@@ -7,19 +7,28 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+
 
 @contextlib.contextmanager
 def stop_signal(handle: Callable[..., None]) -> Iterator[None]:
-    """Within this context `handle(signal, frame)` is called on SIGTERM; only the main thread can take signals.
+    """Within this context `handle(signal, frame)` is called on one of `SIGNALS`; only the main thread can take signals.
 
     A handler that saves would hang (TRAPS 13): set a flag, or raise where there is nothing to save.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, handle)
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
     finally:
-        # None is a handler that was not set from Python, which cannot be set back.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        for number, handler in before.items():
+            # None is a handler that was not set from Python, which cannot be set back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def ignore_stop_signals() -> None:
+    """For a process that has saved and is about to say so: being asked once more changes nothing."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

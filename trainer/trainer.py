@@ -24,7 +24,7 @@ from trainer.cluster import Cluster, batch_layout, connect
 from trainer.data_errors import data_problem, telling_retries
 from trainer.device_loop import compiled_loop
 from trainer.evaluation import Evaluation
-from trainer.exits import ConfigError
+from trainer.exits import ConfigError, LostPeer
 from trainer.experiment import Experiment
 from trainer.hardware import Hardware
 from trainer.ledger import Ledger
@@ -173,7 +173,7 @@ class Trainer:
     ) -> Outcome:
         """Trains until the experiment's steps are done, from the last checkpoint of the workdir if there is one.
 
-        SIGTERM saves at the end of the next loop of steps and stops.
+        SIGTERM and SIGUSR2 save at the end of the next loop of steps and stops.
 
         Args:
           texts: Markdown to show in TensorBoard, by name: the configuration, say.
@@ -183,7 +183,7 @@ class Trainer:
           Diverged: after too many bad updates in a row; the last checkpoint is from before them or among them.
         """
         stop = threading.Event()
-        with stop_signal(lambda *_: stop.set()):
+        with stop_signal(lambda *_: stop.set()), self.cluster.watch(self._without_peer):
             # Without a checkpoint it goes on from what is in memory.
             with self.timesheet.restoring():
                 start = self.restore() or int(self.step.number.numpy())
@@ -202,6 +202,8 @@ class Trainer:
                 values = (f"{name} {value:.4f}" for name, value in baseline.items())
                 self._note(f"baseline: {', '.join(values)} ({self.experiment.baseline})")
             outcome = self._train(start, stop, texts or {}, started)
+            if outcome is Outcome.PREEMPTED:
+                self.ledger.record("preempted", step=int(self.step.number.numpy()))
         if outcome is Outcome.DONE:
             self._say_done(self.experiment.steps)
         return outcome
@@ -236,6 +238,11 @@ class Trainer:
                     self.checkpoints.wait()  # Also when it diverged: what was being saved stays.
             self.timesheet.tell(outcome.name.lower(), int(self.step.number.numpy()), self.skipped())
         return outcome
+
+    def _without_peer(self, missing: LostPeer) -> None:
+        """What is left to do before the process ends because a worker is missing."""
+        self.checkpoints.flush()
+        self.ledger.record("stall", error=str(missing))
 
     def _say_done(self, steps: int) -> None:
         if self.workdir is not None and self.cluster.chief and not (self.workdir / "DONE").exists():

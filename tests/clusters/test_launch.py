@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from tests.clusters.tiny import tiny
 from tests.contract.runs import assert_equal, results
 from trainer import lock
@@ -23,30 +25,54 @@ TINY = tiny(STEPS, checkpoint_every=40)
 def start(workdir: pathlib.Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "clusters.launch", "--workers=2", "--max_restarts=1"]
     command += ["--grace=1", "--", "train", "vae/digits_mlp", f"--workdir={workdir}", *TINY]
+    command += ["--heartbeat_seconds=5"]
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def test_a_gang_that_lost_a_worker_ends_with_the_same_bits(tmp_path):
-    undisturbed = start(tmp_path / "undisturbed")
-    text, _ = undisturbed.communicate()
-    assert undisturbed.returncode == 0, text
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("launch") / "undisturbed"
+    process = start(folder)
+    text, _ = process.communicate()
+    assert process.returncode == 0, text
+    return results(folder)
 
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (
+            signal.SIGKILL,
+            ["launch: worker 1 was ended by SIGKILL: ending worker 0"],
+        ),
+        (
+            # Deaf to SIGTERM as well.
+            signal.SIGSTOP,
+            [
+                "did not beat for 5 seconds, stopped or cut off: see its log",
+                "launch: worker 0 exited with 75: ending worker 1",
+                "launch: worker 1 did not end in time: SIGKILL",
+            ],
+        ),
+    ],
+)
+def test_a_gang_that_lost_a_worker_ends_with_the_same_bits(number, said, undisturbed, tmp_path):
     process = start(tmp_path / "run")
     pid = re.findall(r"\d+", process.stdout.readline())[2]
     checkpoints = tmp_path / "run/checkpoints"
     while not list(checkpoints.glob("step-*")):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.002)
-    os.kill(int(pid), signal.SIGKILL)
+    os.kill(int(pid), number)
     text, _ = process.communicate()
     assert process.returncode == 0, text
-    assert "launch: worker 1 was ended by SIGKILL: ending worker 0" in text
+    assert all(line in text for line in said), text
     assert "launch: restart 1 of 1 with 2 workers" in text
     (step,) = set(re.findall(r"going on from step (\d+) on .* on 2 workers", text))
     assert 40 <= int(step) < STEPS
-    assert_equal(results(tmp_path / "run"), results(tmp_path / "undisturbed"))
+    assert_equal(results(tmp_path / "run"), undisturbed)
 
 
 def test_a_second_gang_in_a_workdir_is_refused_whole_and_not_started_again(tmp_path):

@@ -2,7 +2,7 @@
 
     python -m tests.contract.child worker RANK PORT,PORT,… WORKDIR
     python -m tests.contract.child nursery
-    python -m tests.contract.child launched PORT,PORT,PORT,PORT FOLDER
+    python -m tests.contract.child launched SIGNAL:WORKER,… PORT,… FOLDER
 
 All import TensorFlow once and fork a child for each run, before they have used any device (TRAPS 15b). The nursery does so
 for each line of JSON on its standard input: {"family", "fields", "hardware", "workdir", "die": null or [function, call],
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import glob
 import json
 import os
 import pathlib
@@ -25,6 +26,8 @@ import traceback
 from collections.abc import Callable
 
 PR_SET_PDEATHSIG = 1
+ASKED = ("TERM", "USR2")
+"""Signals after which all save and end."""
 
 
 def _train(family: str, fields: dict, hardware: dict, workdir: str) -> int:
@@ -95,31 +98,66 @@ def worker(rank: str, ports: str, workdir: str) -> int:
     return 0
 
 
-def launched(ports: str, folder: str) -> int:
-    """Launches two gangs of two workers, kills one of each once it trains, and prints the exit codes of the others.
+def launched(faults: str, ports: str, folder: str) -> int:
+    """Launches gangs of two workers one after the other, does something to one worker of each, and starts them again.
 
-    Of the gang in `folder/0` it kills worker 0, of that in `folder/1` worker 1; `ports` are two for each.
+    Prints a line of JSON: for each fault the exit codes of the other and of this worker, the other's seconds from the fault to
+    its end, and both codes of the second life. `faults` are "SIGNAL:WORKER", "EARLY:WORKER" for one that ends before TensorFlow's server is up, or
+    "none:0"; four `ports` are for each. What the workers print goes to `folder/FAULT-LIFE-WORKER.log`; checkpoints after a signal of `ASKED`
+    are listed in `folder/FAULT.txt`.
     """
     _import()
-    from trainer import main
+    from tests.clusters.tiny import tiny
+    from trainer import cluster, main, peers
 
     free = iter(ports.split(","))
 
-    def run(gang: int, rank: int, hosts: str) -> int:
-        log = os.open(f"{folder}/{gang}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log if rank != gang else os.open(os.devnull, os.O_WRONLY), 2)
-        flags = [f"--workdir={folder}/{gang}", f"--hosts={hosts}", f"--worker={rank}"]
-        return main.main(["train", "classifier/digits", "--gin_param=STEPS=100000", *flags])
-
-    gangs = []
-    for gang in range(2):
+    def start(fault: str, life: int) -> list[int]:
         hosts = ",".join(f"127.0.0.1:{next(free)}" for _ in range(2))
-        gangs.append([_fork(functools.partial(run, gang, rank, hosts)) for rank in range(2)])
-    for gang, children in enumerate(gangs):
-        _kill(children[gang], f"{folder}/{gang}/metrics.jsonl", 1, 0)
-        os.waitpid(children[gang], 0)
-    for gang, children in enumerate(gangs):
-        print(os.waitstatus_to_exitcode(os.waitpid(children[1 - gang], 0)[1]), flush=True)
+
+        def run(rank: int) -> int:
+            log = os.open(f"{folder}/{fault}-{life}-{rank}.log", os.O_WRONLY | os.O_CREAT)
+            os.dup2(log, 2)
+            flags = [f"--workdir={folder}/{fault}", f"--hosts={hosts}", f"--worker={rank}"]
+            often = 10**6 if fault.split(":")[0] in ASKED else 40
+            flags += ["--heartbeat_seconds=5", *tiny(steps=1200, checkpoint_every=often)]
+            if fault == f"EARLY:{rank}" and life == 0:
+                peers.meet(hosts.split(","), rank, 60)
+                return 1
+            cluster.REGISTER_SECONDS = 5 if life == 0 and fault.startswith("EARLY") else 60
+            return main.main(["train", "vae/digits_mlp", *flags])
+
+        return [_fork(functools.partial(run, rank)) for rank in range(2)]
+
+    answers = {}
+    for fault in faults.split(","):
+        name, number = fault.split(":")
+        worker, seconds, codes = int(number), 0.0, []
+        children = start(fault, 0)
+        if name != "none":
+            there = "metrics.jsonl" if name in ASKED else "checkpoints/step-*"
+            while name != "EARLY" and not glob.glob(f"{folder}/{fault}/{there}"):
+                time.sleep(0.001)
+            began = time.monotonic()
+            if name != "EARLY":
+                os.kill(children[worker], getattr(signal, f"SIG{name}"))
+            if name in ASKED:
+                time.sleep(0.01)
+                os.kill(children[worker], signal.SIGTERM)  # Once more, which must change nothing.
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(children[1 - worker], 0)[1]))
+            seconds = time.monotonic() - began
+            if name not in ASKED:
+                os.kill(children[worker], signal.SIGKILL)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(children[worker], 0)[1]))
+            pathlib.Path(folder, f"{fault}.txt").write_text(
+                " ".join(sorted(os.listdir(f"{folder}/{fault}/checkpoints")))
+                if name in ASKED
+                else ""
+            )
+            children = start(fault, 1)
+        again = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        answers[fault] = [codes, seconds, again]
+    print(json.dumps(answers), flush=True)
     return 0
 
 

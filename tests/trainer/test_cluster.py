@@ -217,7 +217,8 @@ class Gang:
 def gang(monkeypatch):
     """connect, with the environment variable TF_CONFIG, where all workers are there."""
     monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", Gang)
-    monkeypatch.setattr(module, "meet", lambda hosts, worker, seconds: None)
+    monkeypatch.setattr(module, "meet", lambda hosts, worker, seconds: {})
+    monkeypatch.setattr(module, "_configure_service", lambda workers, seconds: None)
 
     def run(config=None, hardware=None):
         text = config if isinstance(config, str) else json.dumps(config)

@@ -117,6 +117,7 @@ MISTAKES = {
     "doctor gan/digits": "doctor needs no configuration: remove gan/digits",
     "doctor --dry_run": "--dry_run is for train, not for doctor: remove it",
     "train x --start_seconds=0 --workdir=w": "--start_seconds=0: it must be at least 1",
+    "train x --heartbeat_seconds=0 --workdir=w": "--heartbeat_seconds=0: it must be at least 1",
     "train x --prompt=a --workdir=w": "--prompt is for sample, not for train: remove it",
     "evaluate --top_p=0.9 --workdir=w": "--top_p is for sample, not for evaluate: remove it",
     "sample --prompt= --workdir=w": "--prompt is empty: give a text, or leave it out",

@@ -56,7 +56,7 @@ def test_all_meet_and_their_ports_are_free_afterwards(hosts):
     assert [line for line, _ in found] == [None] * 3
     assert min(seconds for _, seconds in found) >= 0.4
     for host in hosts:
-        peers.listen(host).close()
+        peers.listen(host, "127.0.0.1").close()
 
 
 def test_a_worker_that_does_not_come_is_named_on_the_first(hosts):
