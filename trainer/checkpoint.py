@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -102,14 +102,14 @@ class Checkpoints:
     def path(self, step: int) -> pathlib.Path:
         return self.directory / f"step-{step:08d}.safetensors"
 
-    def save(self, snapshot: Snapshot, best: int | None) -> None:
-        """Starts writing; afterwards only the last `keep` and the one of step `best` stay.
+    def save(self, snapshot: Snapshot, best: int | None, needed: Collection[int] = ()) -> None:
+        """Starts writing; afterwards only the last `keep`, the one of step `best` and those of the steps needed stay.
 
         Raises:
           CannotCreate: of the save before, if it failed.
         """
         self.wait()
-        self._pending = snapshot.step, self._thread.submit(self._write, snapshot, best)
+        self._pending = snapshot.step, self._thread.submit(self._write, snapshot, {best, *needed})
 
     def wait(self) -> None:
         """Returns when all saves are on the disk.
@@ -127,6 +127,12 @@ class Checkpoints:
                 f"the checkpoint of step {step} cannot be written to {self.directory} ({error.strerror or error}): "
                 "make room or mend it and start again; the checkpoints before it are whole"
             ) from None
+
+    def remove_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps: of what was learnt after a run went back to this one."""
+        for later in self.steps():
+            if later > step:
+                self.path(later).unlink(missing_ok=True)
 
     def latest(self, note: Callable[[str], None]) -> Snapshot | None:
         """The newest checkpoint that is whole, or None where there is none at all.
@@ -187,14 +193,14 @@ class Checkpoints:
             )
         return self.find(str(latest.notes["best"]["step"]), note)
 
-    def _write(self, snapshot: Snapshot, best: int | None) -> None:
+    def _write(self, snapshot: Snapshot, stay: Collection[int | None]) -> None:
         if not self.directory.is_dir():
             self.directory.mkdir(parents=True)
             durable.sync_folder(self.directory.parent)
         write(self.path(snapshot.step), snapshot)
         # Later steps are damaged files that a restart fell back from; they are written anew when it gets there.
         steps = [step for step in self.steps() if step <= snapshot.step]
-        for step in set(steps[: -self._keep]) - {best}:
+        for step in set(steps[: -self._keep]).difference(stay):
             self.path(step).unlink(missing_ok=True)
         for scratch in self.directory.glob(".step-*"):
             scratch.unlink(missing_ok=True)

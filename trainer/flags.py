@@ -33,7 +33,7 @@ usage: lockstep MODE [CONFIG …] --workdir=FOLDER [flags]
 """
 
 EXIT_CODES = """\
-exit codes: 0 done, 64 wrong command line, 65 bad data, 69 a package is missing, 70 diverged or internal error,
+exit codes: 0 done, 64 wrong command line, 65 bad data, 69 a package is missing, 70 diverged, bad hardware or internal error,
             73 and 77 the workdir cannot be written, 75 preempted and saved, or a worker is missing (start again), 78 wrong configuration,
             130 interrupted by Ctrl-C (what was saved before stays; SIGTERM saves first)
 """
@@ -154,6 +154,18 @@ def _define() -> flags.FlagValues:
     )
     flags.DEFINE_integer(
         "start_seconds", 600, "how long workers wait for each other", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "check_replicas_every",
+        0,
+        "steps between looks whether replicas are alike; 0: at saves",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "max_rollbacks",
+        3,
+        "how often to go back to a checkpoint because they are not",
+        flag_values=values,
     )
     return values
 

@@ -35,6 +35,8 @@ class Hardware:
       microbatch: examples a replica computes at a time; None for all of its examples of an update.
       steps_per_loop: most steps between two looks of the host at the device.
       start_seconds: how long a worker waits for the others to start.
+      check_replicas_every: steps between two looks whether replicas are alike, beside those at saves; 0 for these alone.
+      max_rollbacks: how often in one start the run goes back to a checkpoint because they were not.
     """
 
     strategy: str = "auto"
@@ -47,6 +49,8 @@ class Hardware:
     microbatch: int | None = None
     steps_per_loop: int = 20
     start_seconds: int = 600
+    check_replicas_every: int = 0
+    max_rollbacks: int = 3
 
 
 def workers(hardware: Hardware, environ: Mapping[str, str], attached_tpus: int = 0) -> Workers:
@@ -101,6 +105,8 @@ def _check_values(hardware: Hardware) -> None:
         ("microbatch", 1),
         ("steps_per_loop", 1),
         ("start_seconds", 1),
+        ("check_replicas_every", 0),
+        ("max_rollbacks", 0),
     ):
         value = getattr(hardware, name)
         if value is not None and value < least:

@@ -126,7 +126,7 @@ def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         resolved = names.resolve(bindings)
         if folder is not None and workdir.holds_run(folder):
             before = names.resolve(config_files.read([str(folder / "config.gin")]))
-            config.compare(before, resolved, _may_differ(names.root), str(folder))
+            config.compare(before, resolved, _may_differ(names.root, resolved), str(folder))
         if folder is None or line.dry_run:
             print(resolved.text)
             trainer = _trainer(names, resolved, line.hardware, None)
@@ -410,10 +410,12 @@ def _is_data_error(error: Exception) -> bool:
     return isinstance(error, DataError)
 
 
-def _may_differ(root: str) -> set[str]:
+def _may_differ(root: str, resolved: config.Resolved) -> set[str]:
     from trainer.experiment import MAY_CHANGE
+    from trainer.rollback import DECIDE
 
-    return {f"{root}.{name}" for name in MAY_CHANGE}
+    rolled_back = resolved.bindings[f"{root}.rollback"] != "None"
+    return {f"{root}.{name}" for name in set(MAY_CHANGE).difference(DECIDE if rolled_back else ())}
 
 
 def _results(folder: Path) -> str:
