@@ -174,7 +174,7 @@ def help_text() -> str:
     """What `--help` prints."""
     values = _define()
     lines = [USAGE, "modes:"]
-    lines += [f"  {mode:<21}{text}" for mode, text in MODES.items()]
+    lines += [f"  {mode:<23}{text}" for mode, text in MODES.items()]
     lines += ["", "flags:"]
     for name in values:
         flag = values[name]
@@ -182,7 +182,7 @@ def help_text() -> str:
         text = flag.help.split("\n")[0].rstrip(";").split(">: ")[-1]
         text = f"{', '.join(choices)}: {text}" if choices else text
         modes = f" ({', '.join(OF_ONE_MODE[name])})" if name in OF_ONE_MODE else ""
-        lines.append(f"  --{name:<19}{text}{modes}")
+        lines.append(f"  --{name:<21}{text}{modes}")
     return "\n".join([*lines, "", EXIT_CODES])
 
 

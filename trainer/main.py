@@ -414,8 +414,8 @@ def _may_differ(root: str, resolved: config.Resolved) -> set[str]:
     from trainer.experiment import MAY_CHANGE
     from trainer.rollback import DECIDE
 
-    rolled_back = resolved.bindings[f"{root}.rollback"] != "None"
-    return {f"{root}.{name}" for name in set(MAY_CHANGE).difference(DECIDE if rolled_back else ())}
+    decide = DECIDE if resolved.bindings.get(f"{root}.rollback", "None") != "None" else ()
+    return {f"{root}.{name}" for name in set(MAY_CHANGE).difference(decide)}
 
 
 def _results(folder: Path) -> str:

@@ -109,6 +109,22 @@ def test_what_a_checkpoint_knows_comes_back():
     assert other.notes() == one.notes() and other.shift == 4
 
 
+def test_a_checkpoint_it_went_back_to_stays_the_one_to_go_back_to():
+    """When that of step 6 was saved it was not known that its window is good: the row of step 8 told."""
+    one = watch(("row", 4), ("save", 6), log_every=4, checkpoint_every=6)
+    at_6 = one.notes()
+    assert one.see(8, {"train/loss": 1.0}) is None
+    with pytest.raises(RollBack):
+        one.back(12, "a spike")
+    later = one.notes()
+    one.restore(at_6)
+    one.carry_over(later)
+    assert one.saving(7, None) == {6} and one.shift == 6
+    with pytest.raises(RollBack) as back:
+        one.back(8, "another")
+    assert back.value.to == 6 and one.shift == 8
+
+
 # ---------------------------------------------------------------------- a run
 
 SPIKE = 9
