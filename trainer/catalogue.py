@@ -58,6 +58,7 @@ def registry() -> config.Registry:
     from models.vae import VAE
     from models.vq_vae import VQVAE
     from trainer.experiment import Experiment
+    from trainer.rollback import LossSpike
     from trainer.update import HIDDEN_OPTIONS
 
     instead = {option: f"use {what}" for option, what in HIDDEN_OPTIONS.items()}
@@ -88,7 +89,8 @@ def registry() -> config.Registry:
         TextWindows,
         TFRecords,
     )
-    for plain in (Experiment, Optimizer, ELBO, IWAE, Decoding, NGrams, *sources, *transforms):
+    plains = (Experiment, LossSpike, Optimizer, ELBO, IWAE, Decoding, NGrams)
+    for plain in (*plains, *sources, *transforms):
         names.register(plain)
     for objective in (Classifier, GAN, LanguageModel, VAE, VQVAE):
         names.register(objective, given={"element_spec"})

@@ -15,7 +15,7 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -130,15 +130,17 @@ class Checkpoints:
         self,
         snapshot: Snapshot,
         best: int | None,
+        needed: Collection[int] = (),
         *,
         before: Callable[[], None] = lambda: None,
         waited: float = 0.0,
     ) -> None:
-        """Starts writing; afterwards only the last `keep` and the one of step `best` stay.
+        """Starts writing; afterwards only the last `keep`, the one of step `best` and those of the steps needed stay.
 
         Args:
           snapshot: to write.
           best: step of the best checkpoint.
+          needed: steps of others that stay.
           before: what must be on the disk first, called by the thread.
           waited: seconds, to record.
 
@@ -146,7 +148,8 @@ class Checkpoints:
           CannotCreate: of the save before, if it failed.
         """
         self.wait()
-        saving = self._thread.submit(self._write, snapshot, best, before, waited)
+        stay = {best, *needed}
+        saving = self._thread.submit(self._write, snapshot, stay, before, waited)
         self._pending = snapshot.step, saving
 
     def wait(self) -> None:
@@ -170,6 +173,13 @@ class Checkpoints:
     def flush(self) -> None:
         """Returns when what is being written is on the disk, or has failed; from any thread."""
         self._thread.submit(lambda: None).result()
+
+    def remove_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps: of what was learnt after a run went back to this one."""
+        self._fence()
+        for later in self.steps():
+            if later > step:
+                self.path(later).unlink(missing_ok=True)
 
     def latest(self, note: Callable[[str], None]) -> Snapshot | None:
         """The newest checkpoint that is whole, or None where there is none at all.
@@ -231,7 +241,11 @@ class Checkpoints:
         return self.find(str(latest.notes["best"]["step"]), note)
 
     def _write(
-        self, snapshot: Snapshot, best: int | None, before: Callable[[], None], waited: float
+        self,
+        snapshot: Snapshot,
+        stay: Collection[int | None],
+        before: Callable[[], None],
+        waited: float,
     ) -> None:
         began = time.perf_counter()
         self._fence()
@@ -242,7 +256,7 @@ class Checkpoints:
         write(self.path(snapshot.step), snapshot, self._fence)
         # Later steps are damaged files that a restart fell back from; they are written anew when it gets there.
         steps = [step for step in self.steps() if step <= snapshot.step]
-        for step in set(steps[: -self._keep]) - {best}:
+        for step in set(steps[: -self._keep]).difference(stay):
             self.path(step).unlink(missing_ok=True)
         for scratch in self.directory.glob(".step-*"):
             scratch.unlink(missing_ok=True)

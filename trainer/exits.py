@@ -37,6 +37,12 @@ class Diverged(UserError):
     code = 70
 
 
+class Unreliable(UserError):
+    """The hardware computes or keeps wrong numbers (EX_SOFTWARE): leave the machine out."""
+
+    code = 70
+
+
 class CannotCreate(UserError):
     """An output cannot be made (EX_CANTCREAT)."""
 

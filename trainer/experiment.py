@@ -12,6 +12,7 @@ from typing import Any
 from input_pipeline.batches import Batches, ElementSpec, Source, Transform, Unindexed
 from models.objective import Objective
 from trainer.precision import PRECISIONS
+from trainer.rollback import LossSpike
 
 MAY_CHANGE = (
     "steps",
@@ -44,6 +45,7 @@ class Experiment:
       best_direction: "min" or "max".
       baseline: metrics that something simple reaches on `validation` having seen `source`, to say beside the model's:
         `baseline(source, validation)`; or None.
+      rollback: when the run goes back to a checkpoint and leaves out the examples since, or None.
       max_bad_updates: consecutive updates of a phase with a loss or gradient that is not finite, after which the run ends.
       log_every: steps between rows of metrics.
       checkpoint_every: steps between checkpoints; there is one at the end in any case.
@@ -65,6 +67,7 @@ class Experiment:
     best_metric: str | None = None
     best_direction: str = "min"
     baseline: Callable[[Any, Any], Mapping[str, float]] | None = None
+    rollback: LossSpike | None = None
     max_bad_updates: int = 10
     log_every: int = 100
     checkpoint_every: int = 1000

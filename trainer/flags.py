@@ -37,7 +37,7 @@ usage: lockstep MODE [CONFIG …] --workdir=FOLDER [flags]
 """
 
 EXIT_CODES = """\
-exit codes: 0 done, 64 wrong command line, 65 bad data, 69 a package is missing, 70 diverged or internal error,
+exit codes: 0 done, 64 wrong command line, 65 bad data, 69 a package is missing, 70 diverged, bad hardware or internal error,
             73 and 77 the workdir cannot be written, or is another run's, 75 preempted and saved, or a worker is missing (start again), 78 wrong configuration,
             130 interrupted by Ctrl-C (what was saved before stays; SIGTERM saves first)
 """
@@ -165,6 +165,18 @@ def _define() -> flags.FlagValues:
         "after how long without a sign of life a worker is missing",
         flag_values=values,
     )
+    flags.DEFINE_integer(
+        "check_replicas_every",
+        0,
+        "steps between looks whether replicas are alike; 0: at saves",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "max_rollbacks",
+        3,
+        "how often to go back to a checkpoint because they are not",
+        flag_values=values,
+    )
     return values
 
 
@@ -172,7 +184,7 @@ def help_text() -> str:
     """What `--help` prints."""
     values = _define()
     lines = [USAGE, "modes:"]
-    lines += [f"  {mode:<21}{text}" for mode, text in MODES.items()]
+    lines += [f"  {mode:<23}{text}" for mode, text in MODES.items()]
     lines += ["", "flags:"]
     for name in values:
         flag = values[name]
@@ -180,7 +192,7 @@ def help_text() -> str:
         text = flag.help.split("\n")[0].rstrip(";").split(">: ")[-1]
         text = f"{', '.join(choices)}: {text}" if choices else text
         modes = f" ({', '.join(OF_ONE_MODE[name])})" if name in OF_ONE_MODE else ""
-        lines.append(f"  --{name:<19}{text}{modes}")
+        lines.append(f"  --{name:<21}{text}{modes}")
     return "\n".join([*lines, "", EXIT_CODES])
 
 

@@ -36,6 +36,8 @@ class Hardware:
       steps_per_loop: most steps between two looks of the host at the device.
       start_seconds: how long a worker waits for the others to start.
       heartbeat_seconds: after how long a worker that is stopped or cut off is missing.
+      check_replicas_every: steps between two looks whether replicas are alike, beside those at saves; 0 for these alone.
+      max_rollbacks: how often in one start the run goes back to a checkpoint because they were not.
     """
 
     strategy: str = "auto"
@@ -49,6 +51,8 @@ class Hardware:
     steps_per_loop: int = 20
     start_seconds: int = 600
     heartbeat_seconds: int = 60
+    check_replicas_every: int = 0
+    max_rollbacks: int = 3
 
 
 def workers(hardware: Hardware, environ: Mapping[str, str], attached_tpus: int = 0) -> Workers:
@@ -104,6 +108,8 @@ def _check_values(hardware: Hardware) -> None:
         ("steps_per_loop", 1),
         ("start_seconds", 1),
         ("heartbeat_seconds", 1),
+        ("check_replicas_every", 0),
+        ("max_rollbacks", 0),
     ):
         value = getattr(hardware, name)
         if value is not None and value < least:

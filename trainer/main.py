@@ -129,7 +129,7 @@ def _train(line: flags.CommandLine, arguments: Sequence[str], held: contextlib.E
         resolved = names.resolve(bindings)
         if folder is not None and workdir.holds_run(folder):
             before = names.resolve(config_files.read([str(folder / "config.gin")]))
-            config.compare(before, resolved, _may_differ(names.root), str(folder))
+            config.compare(before, resolved, _may_differ(names.root, resolved), str(folder))
         if folder is None or line.dry_run:
             print(resolved.text)
             trainer = _trainer(names, resolved, line.hardware, None)
@@ -432,10 +432,12 @@ def _is_data_error(error: Exception) -> bool:
     return isinstance(error, DataError)
 
 
-def _may_differ(root: str) -> set[str]:
+def _may_differ(root: str, resolved: config.Resolved) -> set[str]:
     from trainer.experiment import MAY_CHANGE
+    from trainer.rollback import DECIDE
 
-    return {f"{root}.{name}" for name in MAY_CHANGE}
+    decide = DECIDE if resolved.bindings.get(f"{root}.rollback", "None") != "None" else ()
+    return {f"{root}.{name}" for name in set(MAY_CHANGE).difference(decide)}
 
 
 def _results(folder: Path) -> str:

@@ -103,6 +103,21 @@ class Step:
             }
         return state
 
+    def metric_names(self) -> list[str]:
+        """The names in the rows of metrics of what is summed."""
+        return [f"{self._prefix(u)}/{name}" for u in self.updates for name in u.metrics]
+
+    def read_metrics(self) -> dict[str, float]:
+        """What a row tells of the steps since it was last read; begins anew, see `Update.read`."""
+        return {
+            f"{self._prefix(update)}/{name}": value
+            for update in self.updates
+            for name, value in update.read().items()
+        }
+
+    def _prefix(self, update: Update) -> str:
+        return "train" if len(self.updates) == 1 else f"train/{update.phase.name}"
+
     def noise(
         self,
         name: str,

@@ -26,13 +26,16 @@ from trainer.device_loop import compiled_loop
 from trainer.evaluation import Evaluation
 from trainer.exits import ConfigError, LostPeer
 from trainer.experiment import Experiment
+from trainer.guard import Guard
 from trainer.hardware import Hardware
 from trainer.ledger import Ledger
 from trainer.metrics import MetricWriter, NullWriter
 from trainer.precision import PRECISIONS
 from trainer.preemption import stop_signal
 from trainer.progress import Progress
+from trainer.rollback import RollBack
 from trainer.sampling import Sampling
+from trainer.schedule import Schedule
 from trainer.step import Step
 from trainer.timesheet import Timesheet
 from trainer.timing import StepTimes
@@ -116,6 +119,10 @@ class Trainer:
         self.timesheet = Timesheet(self.ledger, began)
         self.best: dict[str, Any] = {}
         self._seconds = 0.0
+        self._beginning: checkpoint.Snapshot | None = None
+        self._guard = Guard(
+            experiment, self.step, self.cluster, self.ledger, self.hardware.max_rollbacks
+        )
 
     def _check_best_metric(self) -> None:
         name = self.experiment.best_metric
@@ -138,7 +145,9 @@ class Trainer:
     def snapshot(self) -> checkpoint.Snapshot:
         """The training as it stands."""
         arrays = {name: variable.numpy() for name, variable in self.state.items()}
-        notes = {"seconds": self._seconds, "best": self.best}
+        notes: dict[str, Any] = {"seconds": self._seconds, "best": self.best}
+        if self._guard.spikes:
+            notes["rollback"] = self._guard.spikes.notes()
         return checkpoint.Snapshot(int(arrays["step"]), arrays, notes)
 
     def restore(self, which: str = "last") -> int:
@@ -154,6 +163,10 @@ class Trainer:
         snapshot = None if self.workdir is None else self.checkpoints.find(which, self._note)
         if snapshot is None:
             return 0
+        self._assign(snapshot)
+        return snapshot.step
+
+    def _assign(self, snapshot: checkpoint.Snapshot) -> None:
         path = self.checkpoints.path(snapshot.step)
         state = self.state
         expected = {name: checkpoint.form(variable) for name, variable in state.items()}
@@ -162,7 +175,9 @@ class Trainer:
             variable.assign(snapshot.arrays[name])
         self.best = dict(snapshot.notes["best"])
         self._seconds = float(snapshot.notes["seconds"])
-        return snapshot.step
+        if self._guard.spikes:
+            self._guard.spikes.restore(snapshot.notes["rollback"])
+        self._guard.restored()
 
     # ------------------------------------------------------------------ training
 
@@ -181,12 +196,13 @@ class Trainer:
 
         Raises:
           Diverged: after too many bad updates in a row; the last checkpoint is from before them or among them.
+          Unreliable: if replicas differ again and again.
         """
         stop = threading.Event()
         with stop_signal(lambda *_: stop.set()), self.cluster.watch(self._without_peer):
-            # Without a checkpoint it goes on from what is in memory.
             with self.timesheet.restoring():
-                start = self.restore() or int(self.step.number.numpy())
+                restored = self.restore()
+            start = restored or int(self.step.number.numpy())  # It goes on from what is in memory.
             self.cluster.check_same("the step of the last checkpoint", start)
             if start >= self.experiment.steps:
                 self._say_done(start)  # A kill may have come between the last save and this.
@@ -201,9 +217,7 @@ class Trainer:
             if start == 0 and self.cluster.chief and (baseline := self.baseline()):
                 values = (f"{name} {value:.4f}" for name, value in baseline.items())
                 self._note(f"baseline: {', '.join(values)} ({self.experiment.baseline})")
-            outcome = self._train(start, stop, texts or {}, started)
-            if outcome is Outcome.PREEMPTED:
-                self.ledger.record("preempted", step=int(self.step.number.numpy()))
+            outcome = self._train(start, bool(restored), stop, texts or {}, started)
         if outcome is Outcome.DONE:
             self._say_done(self.experiment.steps)
         return outcome
@@ -211,16 +225,17 @@ class Trainer:
     def _train(
         self,
         start: int,
+        restored: bool,
         stop: threading.Event,
         texts: Mapping[str, str],
         started: Callable[[], None],
     ) -> Outcome:
-        writer: MetricWriter | NullWriter = NullWriter()
         if self.cluster.chief:
             self._fence()
+            if self.workdir is not None:
+                self.workdir.mkdir(parents=True, exist_ok=True)
             started()
             if self.workdir is not None:
-                writer = MetricWriter(self.workdir, resume_step=start)
                 (self.workdir / "DONE").unlink(missing_ok=True)
             self.timesheet.start(start, self.cluster.describe(), self.cluster.waited_seconds)
         progress = (
@@ -228,16 +243,37 @@ class Trainer:
         )
         bar = contextlib.closing(progress) if progress else contextlib.nullcontext()
         retries = telling_retries(self._note, self.ledger)
-        with self.timesheet.telling_failure(), retries, writer, bar:
-            for name, text in texts.items():
-                writer.text(name, text, start)
+        with self.timesheet.telling_failure(), retries, bar:
+            if not restored:
+                self._keep_beginning()
+            outcome = self._run_from(start, stop, texts, progress)
+            self.timesheet.tell(outcome.name.lower(), int(self.step.number.numpy()), self.skipped())
+        return outcome
+
+    def _run_from(
+        self,
+        start: int,
+        stop: threading.Event,
+        texts: Mapping[str, str],
+        progress: Progress | None,
+    ) -> Outcome:
+        """Runs to the end, and goes back to a checkpoint where it must."""
+        while True:
             try:
-                outcome = self.run(self.data(start), start, writer, progress, stop)
+                with self._writer(start) as writer:
+                    for name, text in texts.items():
+                        writer.text(name, text, start)
+                    return self.run(self.data(start), start, writer, progress, stop)
+            except RollBack as found:
+                start = self._roll_back(found)
             finally:
                 with self.timesheet.spent("saves"):
                     self.checkpoints.wait()  # Also when it diverged: what was being saved stays.
-            self.timesheet.tell(outcome.name.lower(), int(self.step.number.numpy()), self.skipped())
-        return outcome
+
+    def _writer(self, start: int) -> MetricWriter | NullWriter:
+        if self.workdir is None or not self._writes:
+            return NullWriter()
+        return MetricWriter(self.workdir, resume_step=start)
 
     def _without_peer(self, missing: LostPeer) -> None:
         """What is left to do before the process ends because a worker is missing."""
@@ -268,10 +304,10 @@ class Trainer:
           stop: when set, the run saves at the end of a loop and stops.
           until: the step to end at; the experiment's if None.
         """
-        experiment, times, writer = self.experiment, StepTimes(), writer or NullWriter()
-        until, began = until or experiment.steps, time.perf_counter() - self._seconds
+        times, writer = StepTimes(), writer or NullWriter()
+        until, began = until or self.experiment.steps, time.perf_counter() - self._seconds
         while step < until:
-            count = min(self._until_boundary(step), until - step)
+            count = min(self._due.steps_from(step), until - step)
             with self._saving_what_came_before_bad_data(writer, began):
                 times_of_steps = self._run_steps(data, tf.constant(count)).numpy()
             ended = time.time()
@@ -279,23 +315,21 @@ class Trainer:
             step += count
             reached = int(self.step.number.numpy())
             if reached != step:
+                self._guard.check_replicas(step)
                 raise RuntimeError(
                     f"the step is {reached} after {count} steps from {step - count}: expected {step}"
                 )
-            for update in self.step.updates:
-                update.check_diverged()
             self._seconds = time.perf_counter() - began
             self.timesheet.loop(step, times_of_steps, ended, self.skipped)
+            self._guard.check_updates(step)
+            if self._due.compares_replicas(step):
+                self._guard.check_replicas(step)
             if progress:
                 progress.update(step, times.examples_per_second(self._examples_per_step))
             improved = self._look(step, writer, progress, times)
             stopping = self.cluster.any_worker(stop is not None and stop.is_set()) and step < until
-            if (
-                improved
-                or stopping
-                or step % experiment.checkpoint_every == 0
-                or step == experiment.steps
-            ):
+            if improved or stopping or self._due.saves(step):
+                self._guard.check_replicas(step)
                 self._save(writer)
             if stopping:
                 return Outcome.PREEMPTED
@@ -319,17 +353,9 @@ class Trainer:
                 self._save(writer)
             raise
 
-    def _until_boundary(self, step: int) -> int:
-        """Steps to the next moment when the host has something to do."""
-        experiment = self.experiment
-        intervals = (
-            experiment.log_every,
-            experiment.evaluate_every,
-            experiment.checkpoint_every,
-            experiment.sample_every,
-        )
-        nexts = [(step // every + 1) * every for every in intervals if every]
-        return min(step + self.hardware.steps_per_loop, experiment.steps, *nexts) - step
+    @property
+    def _due(self) -> Schedule:
+        return Schedule(self.experiment, self.hardware)
 
     def _look(
         self,
@@ -339,13 +365,13 @@ class Trainer:
         times: StepTimes,
     ) -> bool:
         """Logs, evaluates and samples what is due at this step; returns whether the evaluation is the best so far."""
-        experiment, improved, last = self.experiment, False, step == self.experiment.steps
+        improved = False
         row: dict[str, float] = {}
         rate = times.examples_per_second(self._examples_per_step)
-        if last or step % experiment.log_every == 0:
-            row |= self._read_metrics() | times.metrics(self._examples_per_step)
+        if self._due.logs(step):
+            row |= self.step.read_metrics() | times.metrics(self._examples_per_step)
             times.clear()
-        if experiment.evaluate_every and (last or step % experiment.evaluate_every == 0):
+        if self._due.evaluates(step):
             with self.timesheet.spent("evaluation"):
                 evaluated = self.evaluation()
             improved = self._is_best(step, evaluated)
@@ -355,8 +381,9 @@ class Trainer:
             writer.write(step, step * self._examples_per_step, self._seconds, row)
             if progress:
                 progress.report(step, row, rate, self._seconds)
-        due = last or (experiment.sample_every and step % experiment.sample_every == 0)
-        if due and self._writes and experiment.samples:
+        if self._due.logs(step):
+            self._guard.check_row(step, row)
+        if self._writes and self._due.samples(step):
             try:
                 with self.timesheet.spent("samples"):
                     self._draw(step, writer)
@@ -389,6 +416,12 @@ class Trainer:
 
     def _save(self, writer: MetricWriter | NullWriter) -> None:
         """Saves; rows of metrics are on the disk before the checkpoint."""
+        best, needed = self.best.get("step"), set()
+        if self._guard.spikes:
+            needed = self._guard.spikes.saving(int(self.step.number.numpy()), best)
+        if self.workdir is None:
+            return
+        self._beginning = None
         if not self._writes:
             return
         began = time.perf_counter()
@@ -396,24 +429,51 @@ class Trainer:
             self.checkpoints.wait()
             snapshot = self.snapshot()
             waited = time.perf_counter() - began
-            best = self.best.get("step")
-            self.checkpoints.save(snapshot, best, before=writer.sync, waited=waited)
+            self.checkpoints.save(snapshot, best, needed, before=writer.sync, waited=waited)
 
     def skipped(self) -> int:
         """Updates of all phases that were not made, since something was not finite."""
-        return sum(int(update.bad.numpy()[2]) for update in self.step.updates)
-
-    def _read_metrics(self) -> dict[str, float]:
-        row: dict[str, float] = {}
-        for update in self.step.updates:
-            prefix = "train" if len(self.step.updates) == 1 else f"train/{update.phase.name}"
-            row |= {f"{prefix}/{name}": value for name, value in update.read().items()}
-        return row
+        return sum(update.skipped() for update in self.step.updates)
 
     @property
     def _writes(self) -> bool:
         """Whether there is a workdir and this worker writes in it."""
         return self.workdir is not None and self.cluster.chief
+
+    # ------------------------------------------------------------------ going back
+
+    def _keep_beginning(self) -> None:
+        """Keeps what it would go back to until the first checkpoint is there."""
+        if self._guard.spikes:
+            if self.workdir is None:
+                raise ConfigError(
+                    "Experiment.rollback goes back to checkpoints: give a workdir, or set it to None"
+                )
+            self._save(NullWriter())
+        elif self.cluster.replicas > 1:
+            self._beginning = self.snapshot()
+
+    def _roll_back(self, found: RollBack) -> int:
+        """Takes all workers back to a checkpoint; returns its step."""
+        # All wait for the chief, whose last checkpoint may be the one.
+        self.checkpoints.wait()
+        self.cluster.any_worker(False)
+        spikes = self._guard.spikes
+        if spikes and found.to is not None:
+            notes = spikes.notes()
+            start = self.restore(str(found.to))
+            spikes.carry_over(notes)
+        else:
+            start = self.restore()
+            if start == 0 and self._beginning:
+                self._assign(self._beginning)
+                start = self._beginning.step
+        self.cluster.check_same("the step of the checkpoint to go back to", start)
+        if self._writes and found.to is not None:
+            self.checkpoints.remove_after(start)
+        self._note(f"step {found.step}: {found.reason}; back to step {start}")
+        self.ledger.record("rollback", step=found.step, to=start, reason=found.reason)
+        return start
 
     # ------------------------------------------------------------------ device
 
@@ -423,6 +483,7 @@ class Trainer:
 
     def data(self, step: int) -> Iterator:
         """The examples of each replica from a step on, as `Step` takes them."""
+        step += self._guard.spikes.shift if self._guard.spikes else 0
         return self.cluster.iterate(
             lambda part: self.batches.training(part, step=step, updates=self.step.reads)
         )

@@ -110,10 +110,14 @@ class Update:
             name: total / count if count else math.nan
             for name, total in zip(self.metrics, sums, strict=True)
         }
-        means["skipped_updates"] = float(self.bad.numpy()[2])
+        means["skipped_updates"] = float(self.skipped())
         if self.scale is not None:
             means["loss_scale"] = float(self.scale.numpy()[0])
         return means
+
+    def skipped(self) -> int:
+        """Bad updates in all."""
+        return int(self.bad.numpy()[2])
 
     def check_diverged(self) -> None:
         """Looks for too many bad updates in a row since the start.

@@ -24,6 +24,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.trainer import Trainer
 
 PR_SET_PDEATHSIG = 1
 ASKED = ("TERM", "USR2")
@@ -73,12 +77,12 @@ def _die_at(function: str, call: int) -> None:
 def worker(rank: str, ports: str, workdir: str) -> int:
     """Makes the runs that the contract compares, in turn, as one of two workers; `ports` are two for each run."""
     _import()
-    from tests.contract.families import EXPERIMENTS, RUNS
+    from tests.contract.families import EXPERIMENTS, FAULTS, FLIP_STEP, RUNS
     from tests.contract.runs import complete
     from trainer.hardware import Hardware
 
     free = iter(ports.split(","))
-    for name, (family, fields) in RUNS.items():
+    for name, (family, fields) in (RUNS | FAULTS).items():
         hosts = tuple(f"127.0.0.1:{next(free)}" for _ in range(2))
         hardware = Hardware(strategy="multi_worker", hosts=hosts, worker=int(rank))
 
@@ -88,7 +92,10 @@ def worker(rank: str, ports: str, workdir: str) -> int:
             fields: dict = fields,
             hardware: Hardware = hardware,
         ) -> int:
-            complete(EXPERIMENTS[family](**fields), hardware, pathlib.Path(workdir, name))
+            flipped = name.endswith("_flipped") and hardware.worker == 1
+            prepare = functools.partial(_flip, FLIP_STEP) if flipped else lambda trainer: None
+            folder = pathlib.Path(workdir, name)
+            complete(EXPERIMENTS[family](**fields), hardware, folder, prepare, note=print)
             return 0
 
         # A process of its own for each: the keys of TensorFlow's collectives are counted from the start of a strategy.
@@ -96,6 +103,26 @@ def worker(rank: str, ports: str, workdir: str) -> int:
         if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
             return code
     return 0
+
+
+def _flip(step: int, trainer: Trainer) -> None:
+    """Has a bit of the first weight flip on this worker, once, when the training is at a step."""
+    import numpy as np
+
+    run_steps, name = trainer._run_steps, next(name for name in trainer.state if "kernel" in name)
+    left = [step]
+
+    def run(data: object, count: object) -> object:
+        times = run_steps(data, count)
+        if int(trainer.step.number.numpy()) in left:
+            left.clear()
+            (variable,) = trainer.strategy.experimental_local_results(trainer.state[name])
+            array = variable.numpy()
+            array.view(np.uint64).ravel()[0] ^= np.uint64(1 << 44)
+            variable.assign(array)
+        return times
+
+    trainer.__dict__["_run_steps"] = run
 
 
 def launched(faults: str, ports: str, folder: str) -> int:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from input_pipeline.corpus import Corpus, pydoc_topics
@@ -28,6 +29,7 @@ from models.resnet_networks import ResNetDiscriminator, ResNetGenerator
 from models.transformer_network import TransformerNetwork
 from models.vae import VAE
 from models.vq_vae import VQVAE
+from tests.trainer.objectives import Regression, Table, experiment, points
 from trainer.experiment import Experiment
 
 GLOBAL_BATCH = 16
@@ -302,9 +304,21 @@ def fingerprint(**fields: object) -> Experiment:
     return Experiment(objective=Fingerprint, **values)
 
 
-EXPERIMENTS = {**FAMILIES, "fingerprint": fingerprint}
+def spoilt(**fields: object) -> Experiment:
+    """A regression on 21 points of which one has no number to fit: each update that reads it is bad."""
+    table = points(21)
+    y = table._table["y"].copy()
+    y[5] = np.nan
+    source = Table({"x": table._table["x"], "y": y})
+    return experiment(Regression, source, **({"steps": 24, "log_every": 4, "seed": 5} | fields))
+
+
+EXPERIMENTS = {**FAMILIES, "fingerprint": fingerprint, "spoilt": spoilt}
 SHORT = {"precision": "float32", "steps": 5}
 # What two workers train, and one process to compare: name -> (experiment, fields). The first also draws samples.
 RUNS = {family: (family, {"samples": 2} if family == "gan" else {}) for family in FAMILIES}
 RUNS |= {f"{family}_float32": (family, SHORT) for family in FAMILIES}
 RUNS |= {"fingerprint": ("fingerprint", {})}
+FAULTS = {"vae_flipped": ("vae", {"checkpoint_every": 20}), "spoilt": ("spoilt", {})}
+"""More runs of two workers. In those called flipped a bit flips in a weight of worker 1 after `FLIP_STEP` steps."""
+FLIP_STEP = 30

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -43,12 +43,19 @@ def train(experiment: Experiment, hardware: Hardware, workdir: pathlib.Path) -> 
     return results(workdir)
 
 
-def complete(experiment: Experiment, hardware: Hardware, workdir: pathlib.Path) -> None:
+def complete(
+    experiment: Experiment,
+    hardware: Hardware,
+    workdir: pathlib.Path,
+    prepare: Callable[[Trainer], None] = lambda trainer: None,
+    note: Callable[[str], None] = lambda line: None,
+) -> None:
     """Trains to the end; the chief leaves the initial variables in the workdir as well."""
-    trainer = Trainer(experiment, hardware, workdir, note=lambda line: None)
+    trainer = Trainer(experiment, hardware, workdir, note=note)
     if trainer.cluster.chief:
         workdir.mkdir(parents=True, exist_ok=True)
         write(workdir / INITIAL, trainer.snapshot())
+    prepare(trainer)
     assert trainer.train() is Outcome.DONE
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.contract.families import EXPERIMENTS, RUNS
+from tests.contract.families import EXPERIMENTS, FAULTS, FLIP_STEP, RUNS
 from tests.contract.runs import ONE, assert_close, assert_equal, results, train
 
 
@@ -26,11 +26,16 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+SIGNALS = ["KILL:0", "STOP:1", "TERM:1"]
+MORE_SIGNALS = ["KILL:1", "STOP:0", "TERM:0", "USR2:1", "EARLY:0", "EARLY:1"]
+SILENT = "did not beat for 5 seconds, stopped or cut off"
+
+
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory):
     """The folder in which two workers have made the runs."""
     folder = tmp_path_factory.mktemp("workers")
-    ports = ",".join(map(str, free_ports(2 * len(RUNS))))
+    ports = ",".join(map(str, free_ports(2 * len(RUNS | FAULTS))))
     command = [sys.executable, "-m", "tests.contract.child", "worker"]
     gang = []
     for rank in range(2):
@@ -63,16 +68,42 @@ def test_two_workers_learn_the_same(name, workers, tmp_path):
     assert pictures == (["step-00000050.png"] if fields.get("samples") else [])
 
 
-FAULTS = ["KILL:0", "STOP:1", "TERM:1"]
-MORE = ["KILL:1", "STOP:0", "TERM:0", "USR2:1", "EARLY:0", "EARLY:1"]
-SILENT = "did not beat for 5 seconds, stopped or cut off"
+def events(workdir, kind):
+    """Of that kind in the ledger, without their times."""
+    lines = map(json.loads, (workdir / "events.jsonl").open())
+    return [{k: v for k, v in e.items() if k != "time"} for e in lines if e["event"] == kind]
+
+
+def test_a_flip_on_one_worker_takes_both_back_and_changes_no_bit(workers):
+    """All bits of the run in which nothing flipped; both workers saw it, or one would have waited for ever."""
+    assert_equal(results(workers / "vae_flipped"), results(workers / "vae"))
+    (rollback,) = events(workers / "vae_flipped", "rollback")
+    # The best so far was saved at step 25.
+    assert 25 < FLIP_STEP < 40 and (rollback["step"], rollback["to"]) == (40, 25)
+    assert rollback["reason"].endswith(
+        "between the 2 replicas, and no majority tells which is right"
+    )
+    for worker in range(2):
+        line = f"step 40: {rollback['reason']}; back to step 25"
+        assert line in (workers / f"worker{worker}.log").read_text().splitlines()
+
+
+def test_a_bad_example_of_one_worker_is_skipped_by_both(workers, tmp_path):
+    """As on one replica: the same updates are counted, and recorded when the host looked."""
+    run = results(workers / "spoilt")
+    one = train(EXPERIMENTS["spoilt"](), ONE, tmp_path)
+    assert_close(run, one, losses=1e-9, weights=1e-8)
+    skips = events(workers / "spoilt", "skip")
+    # 96 examples: each of four epochs of 21 meets it once, and perhaps the fifth.
+    assert skips == events(tmp_path, "skip") and sum(e["updates"] for e in skips) in (4, 5)
+    assert run.rows[-1][2]["train/skipped_updates"] == sum(e["updates"] for e in skips)
 
 
 @pytest.fixture(scope="module")
 def lost(tmp_path_factory, full):
     """The folder of gangs that a fault was injected into, what `launched` says of them, and the ports of their first lives."""
     folder = tmp_path_factory.mktemp("lost")
-    faults = ["none:0", *FAULTS, *(MORE if full else [])]
+    faults = ["none:0", *SIGNALS, *(MORE_SIGNALS if full else [])]
     ports = free_ports(4 * len(faults))
     command = [sys.executable, "-m", "tests.contract.child", "launched", ",".join(faults)]
     command += [",".join(map(str, ports)), str(folder)]
@@ -83,9 +114,9 @@ def lost(tmp_path_factory, full):
 
 
 def cases(*names: str) -> list:
-    marked = [pytest.param(fault, marks=pytest.mark.full) for fault in MORE]
+    marked = [pytest.param(fault, marks=pytest.mark.full) for fault in MORE_SIGNALS]
     return [
-        c for c in (*FAULTS, *marked) if (c if isinstance(c, str) else c.values[0])[:-2] in names
+        c for c in (*SIGNALS, *marked) if (c if isinstance(c, str) else c.values[0])[:-2] in names
     ]
 
 

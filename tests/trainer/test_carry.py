@@ -67,7 +67,7 @@ def train(losses, hardware, steps):
     rows = []
     for step in range(steps):
         trainer.run(trainer.data(step), step, until=step + 1)
-        rows.append(trainer._read_metrics())
+        rows.append(trainer.step.read_metrics())
     return trainer, rows
 
 

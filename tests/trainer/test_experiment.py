@@ -65,7 +65,7 @@ def test_a_wrong_field_is_one_line(fields, line):
 def test_what_decides_the_result_may_not_change():
     """Every field is one or the other; a new one must be put here on purpose."""
     decides = {"objective", "source", "validation", "transforms", "validation_transforms"}
-    decides |= {"global_batch", "seed", "precision", "max_bad_updates"}
+    decides |= {"global_batch", "seed", "precision", "max_bad_updates", "rollback"}
     decides |= {"evaluate_every", "best_metric", "best_direction"}
     assert decides | set(MAY_CHANGE) == set(Experiment.__dataclass_fields__)
     assert not decides & set(MAY_CHANGE)

@@ -90,7 +90,9 @@ def test_help_names_every_flag() -> None:
     text = flags.help_text()
     for name in flags._define():
         assert f"--{name} " in text
-    assert "--strategy           auto, one_device, mirrored, multi_worker, tpu: how devices" in text
+    assert (
+        "--strategy             auto, one_device, mirrored, multi_worker, tpu: how devices" in text
+    )
 
 
 MISTAKES = {
@@ -118,6 +120,10 @@ MISTAKES = {
     "doctor --dry_run": "--dry_run is for train, not for doctor: remove it",
     "train x --start_seconds=0 --workdir=w": "--start_seconds=0: it must be at least 1",
     "train x --heartbeat_seconds=0 --workdir=w": "--heartbeat_seconds=0: it must be at least 1",
+    "train x --max_rollbacks=-1 --workdir=w": "--max_rollbacks=-1: it must be at least 0",
+    "train x --check_replicas_every=-2 --workdir=w": (
+        "--check_replicas_every=-2: it must be at least 0"
+    ),
     "train x --prompt=a --workdir=w": "--prompt is for sample, not for train: remove it",
     "evaluate --top_p=0.9 --workdir=w": "--top_p is for sample, not for evaluate: remove it",
     "sample --prompt= --workdir=w": "--prompt is empty: give a text, or leave it out",
@@ -702,6 +708,26 @@ def test_registered_classes_are_made_as_bound() -> None:
     assert type(rule) is keras.optimizers.Adam
     assert rule.beta_1 == 0.25
     assert float(objective.generator_optimizer.learning_rate(50)) == pytest.approx(1.0)
+
+
+def test_where_spikes_are_rolled_back_when_it_is_looked_at_decides() -> None:
+    """So that no restart may log or save at other steps."""
+    from trainer.rollback import LossSpike
+
+    names = catalogue.registry()
+    plain = names.resolve(config_files.read([], [GAN]))
+    assert main._may_differ("Experiment", plain) >= {
+        "Experiment.log_every",
+        "Experiment.checkpoint_every",
+    }
+    params = ["Experiment.rollback=@LossSpike()", "LossSpike.metric='train/generator/loss'"]
+    resolved = names.resolve(config_files.read([], [GAN, *params]))
+    assert names.build(resolved).rollback == LossSpike(metric="train/generator/loss")
+    may = main._may_differ("Experiment", resolved)
+    assert {*may} == main._may_differ("Experiment", plain) - {
+        "Experiment.log_every",
+        "Experiment.checkpoint_every",
+    }
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from tests.trainer.objectives import (
 )
 from trainer.exits import ConfigError, Diverged, one_line
 from trainer.hardware import Hardware
+from trainer.step import Step
 
 # ---------------------------------------------------------------------- bad updates
 
@@ -83,6 +84,24 @@ def test_a_bad_update_moves_nothing_on_any_replica(planted, layout):
         bad = [after["only/bad_updates"][replica].tolist() for after in seen]
         assert bad == [[0, 0, 0], [0, 0, 0], [1, 1, 1], [0, 0, 1]]
         assert seen[3]["only/optimizer/iteration"][replica] == 2
+
+
+def test_a_gradient_that_one_replica_gets_wrong_is_skipped_by_all(monkeypatch):
+    """Of good examples: the second replica computes NaN at step 1. The others' weights must not move either."""
+    original = Step._phase_gradients
+
+    def wrong(self, phase, metrics, statistics, batch, first, step, *args):
+        gradients, *rest = original(self, phase, metrics, statistics, batch, first, step, *args)
+        here = (first == 2) & (step == 1)
+        spoilt = [tf.where(here, tf.constant(np.nan, g.dtype), g) for g in gradients]
+        return spoilt, *rest
+
+    monkeypatch.setattr(Step, "_phase_gradients", wrong)
+    seen = take(quiet(experiment(Scripted, script(*[[[1, 0, 2]] * 4] * 4), steps=4), TWO), 3)
+    for replica in range(2):
+        weights = [after["only/w"][replica].tolist() for after in seen]
+        assert weights == [[1, 2, -3], [0, 2, -5], [0, 2, -5], [-1, 2, -7]]
+        assert seen[3]["only/bad_updates"][replica].tolist() == [0, 0, 1]
 
 
 def test_metrics_leave_a_bad_update_out(tmp_path):

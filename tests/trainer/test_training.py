@@ -349,9 +349,9 @@ def test_the_best_is_saved_and_kept(direction, saved, best, tmp_path, monkeypatc
     trainer, seen = quiet(rated(best_direction=direction), ONE, tmp_path), []
     save = trainer.checkpoints.save
 
-    def watched(snapshot, best, **more):
+    def watched(snapshot, *stay, **more):
         seen.append(snapshot.step)
-        save(snapshot, best, **more)
+        save(snapshot, *stay, **more)
 
     monkeypatch.setattr(trainer.checkpoints, "save", watched)
     assert trainer.train() is Outcome.DONE
