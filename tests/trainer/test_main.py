@@ -90,7 +90,9 @@ def test_help_names_every_flag() -> None:
     text = flags.help_text()
     for name in flags._define():
         assert f"--{name} " in text
-    assert "--strategy             auto, one_device, mirrored, multi_worker, tpu: how devices" in text
+    assert (
+        "--strategy             auto, one_device, mirrored, multi_worker, tpu: how devices" in text
+    )
 
 
 MISTAKES = {
