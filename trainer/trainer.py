@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from input_pipeline.batches import streams_of
 from input_pipeline.noise import Noise
-from trainer import checkpoint, durable
+from trainer import checkpoint, durable, pretrained
 from trainer.cluster import Cluster, batch_layout, connect
 from trainer.data_errors import data_problem, telling_retries
 from trainer.device_loop import compiled_loop
@@ -96,6 +96,7 @@ class Trainer:
                 max_bad_updates=experiment.max_bad_updates,
                 streamed=bool(streams_of(self.batches.source)),
             )
+        pretrained.check_workers(self.cluster, pretrained.pretrained(self.objective))
         self.evaluation = Evaluation(
             self.objective, self.batches, self.step, self.cluster, self.layout
         )
@@ -139,6 +140,8 @@ class Trainer:
         """The training as it stands."""
         arrays = {name: variable.numpy() for name, variable in self.state.items()}
         notes = {"seconds": self._seconds, "best": self.best}
+        if self._frozen is not None:
+            notes["frozen"] = self._frozen
         return checkpoint.Snapshot(int(arrays["step"]), arrays, notes)
 
     def restore(self, which: str = "last") -> int:
@@ -158,11 +161,17 @@ class Trainer:
         state = self.state
         expected = {name: checkpoint.form(variable) for name, variable in state.items()}
         checkpoint.check_fit(snapshot, expected, path)
+        pretrained.check_same(snapshot.notes.get("frozen"), self._frozen, path)
         for name, variable in state.items():
             variable.assign(snapshot.arrays[name])
         self.best = dict(snapshot.notes["best"])
         self._seconds = float(snapshot.notes["seconds"])
         return snapshot.step
+
+    @functools.cached_property
+    def _frozen(self) -> str | None:
+        """Digest of the weights that nothing moves."""
+        return pretrained.digest(self.step.frozen)
 
     # ------------------------------------------------------------------ training
 
