@@ -58,6 +58,7 @@ class LanguageModel:
         self._check_context(self.network.context)
         self.networks = {"network": self.network}
         self.pretrained = self.network.variables if self.network.pretrained else []
+        self.notes = getattr(self.network, "notes", ())
         self.carry = self.network.carry
         self.phases = [
             Phase(

@@ -178,6 +178,8 @@ class Pretrained(Protocol):
 
     pretrained: Sequence[keras.Variable]
     """After `build`; empty if there are none."""
+    notes: Sequence[str]
+    """After `build`: what a person should know of them, in one line each."""
 
 
 class Summarised(Protocol):

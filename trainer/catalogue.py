@@ -23,6 +23,7 @@ def registry() -> config.Registry:
     from input_pipeline.hugging_face import HuggingFaceFolder
     from input_pipeline.image_folder import ImageFolder
     from input_pipeline.images import idx_images, mnist, numpy_images
+    from input_pipeline.keras_hub_preset import KerasHubPreset
     from input_pipeline.packed import Packed
     from input_pipeline.packed_corpus import packed_corpus
     from input_pipeline.split import Split
@@ -47,6 +48,7 @@ def registry() -> config.Registry:
     from models.gpt2 import gpt2
     from models.grid_networks import ResidualDecoder, ResidualEncoder
     from models.image_networks import ConvolutionalDecoder, ConvolutionalEncoder
+    from models.keras_hub_network import KerasHubNetwork
     from models.language_model import LanguageModel
     from models.latents import StandardNormal, StochasticLayer
     from models.likelihoods import Bernoulli, Gaussian
@@ -91,7 +93,7 @@ def registry() -> config.Registry:
         TextWindows,
         TFRecords,
     )
-    others = (HuggingFaceFolder, LoRA, NGrams)
+    others = (HuggingFaceFolder, KerasHubPreset, LoRA, NGrams)
     for plain in (Experiment, Optimizer, ELBO, IWAE, Decoding, *others, *sources, *transforms):
         names.register(plain)
     for objective in (Classifier, GAN, LanguageModel, VAE, VQVAE):
@@ -100,7 +102,7 @@ def registry() -> config.Registry:
     decoders = (ConvolutionalDecoder, MLPDecoder, ResidualDecoder, ResNetGenerator)
     for network in (*encoders, *decoders):
         names.register(network, given={"shape", "inputs", "outputs", "noise", "name", "classes"})
-    for of_tokens in (gpt2, LSTMNetwork, TransformerNetwork):
+    for of_tokens in (gpt2, KerasHubNetwork, LSTMNetwork, TransformerNetwork):
         names.register(of_tokens, given={"vocabulary", "noise", "name"})
     for part in (StandardNormal, StochasticLayer, Bernoulli, Gaussian, LogisticMixture):
         names.register(part, given={"units", "shape", "noise", "name"})

@@ -202,7 +202,7 @@ class Trainer:
                 return Outcome.ALREADY_DONE
             how = f"going on from step {start}" if start else "training"
             self._note(f"{how} on {self.cluster.describe()}")
-            for note in self.cluster.notes:
+            for note in (*self.cluster.notes, *getattr(self.objective, "notes", ())):
                 self._note(note)
             if self.batches.inexact:
                 self._note(f"not exact: {self.batches.inexact}")

@@ -221,6 +221,11 @@ def gpt2_lora(weights: int = 0, **fields: object) -> Experiment:
     """
     lora = LoRA(rank=2, projections=PROJECTIONS, dropout=0.1)
     network = functools.partial(gpt2, weights=TinyGPT2(weights), dropout=0.2, lora=lora)
+    return pretrained_text(network, **fields)
+
+
+def pretrained_text(network: Callable, **fields: object) -> Experiment:
+    """A pretrained network of at least 120 tokens, trained further on windows in shuffled order."""
     objective = functools.partial(
         LanguageModel,
         network=network,
