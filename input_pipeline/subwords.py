@@ -13,6 +13,8 @@ import numpy as np
 from input_pipeline.batches import DataError
 from input_pipeline.tokenization import LINE_END, cut, starts
 
+END_OF_TEXT = "<|endoftext|>"
+
 
 class Subwords:
     """Tokens of a tokenizer.json.
@@ -64,6 +66,32 @@ class Subwords:
             vocab_size=size, initial_alphabet=alphabet, show_progress=False
         )
         tokenizer.train_from_iterator(cut(text, behind=LINE_END), trainer)
+        return cls(tokenizer.to_str())
+
+    @classmethod
+    def of_merges(cls, vocabulary: str, merges: str) -> Subwords:
+        """GPT-2's tokenizer from its two files, with a token of its own for "<|endoftext|>" where the text has that.
+
+        Args:
+          vocabulary: contents of vocab.json, a JSON object of tokens and their numbers.
+          merges: contents of merges.txt, a pair a line.
+
+        Raises:
+          DataError: if `tokenizers` is not installed.
+          ValueError: if they make no tokenizer.
+        """
+        library = _library()
+        tokens = json.loads(vocabulary)
+        lines = [line for line in merges.split("\n") if line and not line.startswith("#version")]
+        pairs = [tuple(line.split(" ")) for line in lines]
+        try:
+            tokenizer = library.Tokenizer(library.models.BPE(tokens, pairs))
+        except Exception as error:  # It has no class of its own.
+            raise ValueError(str(error)) from None
+        tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = library.decoders.ByteLevel()
+        if END_OF_TEXT in tokens:
+            tokenizer.add_special_tokens([END_OF_TEXT])
         return cls(tokenizer.to_str())
 
     @property

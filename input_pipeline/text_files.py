@@ -46,7 +46,7 @@ def text_files(
     Args:
       path: of a file, or of a folder, whose files `*.txt` are read in the order of their names, a new line between two.
       tokens: "characters", "bytes", "words" (see `tokenization.Words`) or "subwords" (see `subwords.Subwords`), or the path of a
-        tokenizer.json, of a packed corpus or in the form of Hugging Face's.
+        tokenizer.json, of a packed corpus or in the form of Hugging Face's, or of a folder: see `load_tokenizer`.
       vocabulary: how many words, with "<eos>" and "<unk>", or subwords; of words all, if None.
       extra_characters: that have tokens even if the training part lacks them.
       validation: the share held out to validate by, or the path of a file or folder of its own.
@@ -147,26 +147,51 @@ def _make_tokenizer(
         if vocabulary is None:
             raise ValueError("vocabulary is None: say how many subwords, such as 8192")
         return Subwords.of(text, vocabulary)
-    if tokens.endswith(".json"):
+    if tokens.endswith(".json") or pathlib.Path(tokens).is_dir():
         return load_tokenizer(tokens)
     raise ValueError(
-        f'tokens is "{tokens}": choose one of {", ".join(TOKENS)}, or the path of a tokenizer.json'
+        f'tokens is "{tokens}": choose one of {", ".join(TOKENS)}, or the path of a tokenizer.json, or of '
+        "a folder that has one"
     )
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer of a tokenizer.json.
+    """The tokenizer of a tokenizer.json, or of a model's folder: of its tokenizer.json, or of GPT-2's vocab.json and merges.txt.
 
     Raises:
       DataError: if it cannot be read, is none, or the library for it is not installed.
     """
-    text = read_utf8(pathlib.Path(path))
+    file = pathlib.Path(path)
+    if file.is_dir():
+        if not (file / "tokenizer.json").exists():
+            return _load_merges(file)
+        file /= "tokenizer.json"
+    text = read_utf8(file)
     try:
         return read_tokenizer(text)
     except DataError:
         raise
     except (KeyError, ValueError) as error:
-        raise DataError(f"{path} is no tokenizer.json ({error}): name another") from None
+        raise DataError(f"{file} is no tokenizer.json ({error}): name another") from None
+
+
+def _load_merges(folder: pathlib.Path) -> Subwords:
+    files = [folder / "vocab.json", folder / "merges.txt"]
+    missing = [file.name for file in files if not file.exists()]
+    if missing:
+        raise DataError(
+            f"{folder} has no tokenizer.json, and no {' and no '.join(missing)} to make one of: save the tokenizer there, or "
+            "name another"
+        )
+    vocabulary, merges = map(read_utf8, files)
+    try:
+        return Subwords.of_merges(vocabulary, merges)
+    except DataError:
+        raise
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"vocab.json and merges.txt of {folder} make no tokenizer ({error}): save the tokenizer again"
+        ) from None
 
 
 def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:

@@ -8,9 +8,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from models.feed_forward import normal_dense
 from models.layers import LOW_PRECISION, Dropout
+from models.lora import LoRA, of
 from models.objective import Noise
+from models.projection import Projection, child
 
 Pair = Sequence[tf.Tensor]
 
@@ -29,6 +30,7 @@ class CausalAttention(keras.layers.Layer):
       stddev_out: of those of the last.
       use_bias: whether the products have biases.
       dropout: rate, on the weights of the softmax.
+      lora: how those products are adapted that it names; None for none.
     """
 
     def __init__(
@@ -42,12 +44,19 @@ class CausalAttention(keras.layers.Layer):
         stddev_out: float,
         use_bias: bool,
         dropout: float,
+        lora: LoRA | None = None,
     ):
         super().__init__(name=name)
         self.width, self.heads = width, heads
         # Columns q | k | v, in each of which the heads lie side by side, as in GPT-2.
-        self.qkv = normal_dense(3 * width, noise, "qkv", stddev, use_bias)
-        self.out = normal_dense(width, noise, "out", stddev_out, use_bias)
+        adapted = of(lora, "attention/qkv")
+        self.qkv = Projection(
+            3 * width, noise, "qkv", stddev=stddev, use_bias=use_bias, lora=adapted
+        )
+        adapted = of(lora, "attention/out")
+        self.out = Projection(
+            width, noise, "out", stddev=stddev_out, use_bias=use_bias, lora=adapted
+        )
         self.dropout = Dropout(dropout, "dropout")
 
     def build(self, input_shape: Sequence[int | None]) -> None:
@@ -80,7 +89,8 @@ class CausalAttention(keras.layers.Layer):
           As `x`; and the keys and values, `[b, heads, keys, d]`.
         """
         time, size = x.shape[1], self.width // self.heads
-        qkv = tf.reshape(self.qkv(x), [-1, time, 3, self.heads, size])
+        qkv = self.qkv(x, **child(noise, "qkv", training))
+        qkv = tf.reshape(qkv, [-1, time, 3, self.heads, size])
         query, key, value = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))
         if rotation is not None:
             query, key = rotate(query, *rotation), rotate(key, *rotation)
@@ -94,7 +104,8 @@ class CausalAttention(keras.layers.Layer):
         weights = tf.cast(tf.nn.softmax(scores), x.dtype)
         weights = self.dropout(weights, noise=noise, training=training)
         y = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])
-        return self.out(tf.reshape(y, [-1, time, self.width])), (key, value)
+        y = tf.reshape(y, [-1, time, self.width])
+        return self.out(y, **child(noise, "out", training)), (key, value)
 
 
 def later(time: int, keys: int, position: int | tf.Tensor = 0) -> tf.Tensor:

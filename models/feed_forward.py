@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from models.initializers import Normal
+from models.lora import LoRA, of
 from models.objective import Noise
+from models.projection import Projection, child
 
 ACTIVATIONS = ("gelu", "swiglu")
 # x σ(a x + b x³) is x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))).
@@ -30,6 +31,7 @@ class FeedForward(keras.layers.Layer):
       stddev: of the initial weights of the first product.
       stddev_out: of those of the second.
       use_bias: whether the products have biases.
+      lora: how those products are adapted that it names; None for none.
 
     Raises:
       ValueError: if there is no such activation.
@@ -46,40 +48,41 @@ class FeedForward(keras.layers.Layer):
         stddev: float,
         stddev_out: float,
         use_bias: bool,
+        lora: LoRA | None = None,
     ):
         super().__init__(name=name)
         if activation not in ACTIVATIONS:
             raise ValueError(f'activation is "{activation}": it must be "gelu" or "swiglu"')
         self.width, self.units = width, hidden
         self.gated = activation == "swiglu"
-        self.hidden = normal_dense(
-            hidden * (2 if self.gated else 1), noise, "hidden", stddev, use_bias
+        wide = hidden * (2 if self.gated else 1)
+        adapted = of(lora, "feed_forward/hidden")
+        self.hidden = Projection(
+            wide, noise, "hidden", stddev=stddev, use_bias=use_bias, lora=adapted
         )
-        self.out = normal_dense(width, noise, "out", stddev_out, use_bias)
+        adapted = of(lora, "feed_forward/out")
+        self.out = Projection(
+            width, noise, "out", stddev=stddev_out, use_bias=use_bias, lora=adapted
+        )
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         self.hidden.build((None, self.width))
         self.out.build((None, self.units))
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        """`[…, width]` -> the same."""
-        x = self.hidden(x)
-        if not self.gated:
-            return self.out(gelu(x))
-        gate, x = tf.split(x, 2, -1)
-        return self.out(tf.nn.silu(gate) * x)
+    def call(
+        self, x: tf.Tensor, *, noise: Noise | None = None, training: bool = False
+    ) -> tf.Tensor:
+        """`[b, …, width]` -> the same; `noise` has b rows, for the dropout of an adaptation."""
+        x = self.hidden(x, **child(noise, "hidden", training))
+        if self.gated:
+            gate, x = tf.split(x, 2, -1)
+            x = tf.nn.silu(gate) * x
+        else:
+            x = gelu(x)
+        return self.out(x, **child(noise, "out", training))
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         return tuple(input_shape)
-
-
-def normal_dense(
-    units: int, noise: Noise, name: str, stddev: float, use_bias: bool
-) -> keras.layers.Dense:
-    """Keras' dense layer, its weights normal from the noise of its name."""
-    return keras.layers.Dense(
-        units, use_bias=use_bias, kernel_initializer=Normal(noise(name), stddev), name=name
-    )
 
 
 @tf.custom_gradient

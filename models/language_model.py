@@ -19,8 +19,8 @@ DECODING = Decoding()
 
 
 class LanguageModel:
-    """Predicts each token of a window from those before it. Implements `objective.Objective`, `Carrying`, `Summarised`
-    and `Writing`.
+    """Predicts each token of a window from those before it. Implements `objective.Objective`, `Carrying`, `Pretrained`,
+    `Summarised` and `Writing`.
 
     Along streams of text a network's state is carried from a window to the next, if it has one, and the gradient is cut
     between them (truncated back-propagation through time; Zaremba et al. 2014). Else each window begins with nothing
@@ -57,6 +57,8 @@ class LanguageModel:
         self.network = self.network_factory(self.vocabulary, noise=noise("network"), name="network")
         self._check_context(self.network.context)
         self.networks = {"network": self.network}
+        self.pretrained = self.network.variables if self.network.pretrained else []
+        self.notes = getattr(self.network, "notes", ())
         self.carry = self.network.carry
         self.phases = [
             Phase(

@@ -65,6 +65,7 @@ class LSTMNetwork(keras.layers.Layer):
         self.embedding = embedding
         self.tied = tied
         self.context = None
+        self.pretrained = False
         self.noise = noise
         self.initial_range = initial_range
         self.layers = [

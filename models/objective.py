@@ -170,6 +170,18 @@ class Carrying(Protocol):
     """Name -> shape without the batch, after `build`; the dtype is that of the noise. Empty if nothing is carried."""
 
 
+class Pretrained(Protocol):
+    """An objective with weights from outside the run, which `build` gives the same values each time.
+
+    Those that nothing moves are not in checkpoints, which hold their digest instead.
+    """
+
+    pretrained: Sequence[keras.Variable]
+    """After `build`; empty if there are none."""
+    notes: Sequence[str]
+    """After `build`: what a person should know of them, in one line each."""
+
+
 class Summarised(Protocol):
     """An objective of which more is reported than means of one number an example.
 

@@ -18,7 +18,10 @@ class TokenNetwork(Protocol):
     """
 
     name: str
+    variables: Sequence[keras.Variable]
     trainable_variables: Sequence[keras.Variable]
+    pretrained: bool
+    """Whether its weights come from outside the run."""
     context: int | None
     """Tokens of the longest text; None if there is no longest."""
     carry: Mapping[str, Sequence[int]]

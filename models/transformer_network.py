@@ -14,8 +14,10 @@ from models.embedding import embed
 from models.feed_forward import FeedForward
 from models.initializers import Normal
 from models.layers import Dropout
-from models.normalisation import Norm
+from models.lora import WEIGHTS, LoRA
+from models.normalisation import EPSILON, Norm
 from models.objective import Noise
+from models.projection import child
 
 STDDEV = 0.02
 
@@ -43,6 +45,8 @@ class TransformerNetwork(keras.layers.Layer):
       use_bias: whether products and layer normalisation have biases; the logits have none.
       dropout: rate, on the vectors of tokens, the weights of attention, and what each part of a block adds.
       tied: whether the logits' weights are the embedding's (Press & Wolf 2017).
+      epsilon: of normalisation: see `Norm`.
+      lora: if given, nothing but the adaptations of the products that it names is trainable.
 
     Raises:
       ValueError: if a number is out of range, or a name unknown.
@@ -65,6 +69,8 @@ class TransformerNetwork(keras.layers.Layer):
         use_bias: bool = True,
         dropout: float = 0.0,
         tied: bool = True,
+        epsilon: float = EPSILON,
+        lora: LoRA | None = None,
     ):
         super().__init__(name=name)
         hidden = 4 * width if feed_forward is None else feed_forward
@@ -89,6 +95,8 @@ class TransformerNetwork(keras.layers.Layer):
         self.context = context
         self.tied = tied
         self.noise = noise
+        self.lora = lora
+        self.pretrained = False
         self.carry: Mapping[str, Sequence[int]] = {}
         self.dropout = Dropout(dropout, "dropout")
         self.blocks = [
@@ -103,10 +111,12 @@ class TransformerNetwork(keras.layers.Layer):
                 stddev_out=STDDEV / math.sqrt(2 * layers),
                 use_bias=use_bias,
                 dropout=dropout,
+                epsilon=epsilon,
+                lora=lora,
             )
             for i in range(layers)
         ]
-        self.norm = Norm(norm, "norm", use_bias=use_bias)
+        self.norm = Norm(norm, "norm", use_bias=use_bias, epsilon=epsilon)
         self.build()
 
     def build(self, input_shape: Sequence[int | None] | None = None) -> None:
@@ -124,6 +134,9 @@ class TransformerNetwork(keras.layers.Layer):
         self.norm.build(shape)
         if not self.tied:
             self.kernel = weight("kernel", self.width, self.vocabulary)
+        if self.lora is not None:
+            for variable in self.variables:
+                variable.trainable = variable.name in WEIGHTS
 
     def start(self, rows: int, length: int) -> dict[str, tf.Tensor]:
         """Nothing known: "position" 0, scalar int32, and room for keys and values of each block, `[rows, heads, length, d]` in
@@ -159,21 +172,19 @@ class TransformerNetwork(keras.layers.Layer):
             rotation = tf.unstack(tf.slice(table, [0, position, 0], [2, time, self.size // 2]))
         else:
             x += tf.slice(tf.cast(self.positions, x.dtype), [position, 0], [time, self.width])
-        x = self.dropout(x, noise=None if noise is None else noise("dropout"), training=training)
+        x = self.dropout(x, **child(noise, "dropout", training))
         hidden = later(time, keys, position)
         after: dict[str, tf.Tensor] = {}
         for block in self.blocks:
             names = _names(block)
             cache = None if state is None else (state[names[0]], state[names[1]])
-            child = None if noise is None else noise(block.name)
             x, new = block(
                 x,
                 hidden,
                 rotation=rotation,
                 cache=cache,
                 position=position,
-                noise=child,
-                training=training,
+                **child(noise, block.name, training),
             )
             after |= dict(zip(names, new, strict=True))
         rows = tf.reshape(self.norm(x), [-1, self.width])
@@ -206,18 +217,22 @@ class Block(keras.layers.Layer):
         stddev_out: float,
         use_bias: bool,
         dropout: float,
+        epsilon: float,
+        lora: LoRA | None,
     ):
         super().__init__(name=name)
         products: dict[str, Any] = {
             "stddev": STDDEV,
             "stddev_out": stddev_out,
             "use_bias": use_bias,
+            "lora": lora,
         }
-        self.attention_norm = Norm(norm, "attention_norm", use_bias=use_bias)
+        norms: dict[str, Any] = {"use_bias": use_bias, "epsilon": epsilon}
+        self.attention_norm = Norm(norm, "attention_norm", **norms)
         self.attention = CausalAttention(
             width, heads, noise("attention"), "attention", dropout=dropout, **products
         )
-        self.feed_forward_norm = Norm(norm, "feed_forward_norm", use_bias=use_bias)
+        self.feed_forward_norm = Norm(norm, "feed_forward_norm", **norms)
         self.feed_forward = FeedForward(
             width, hidden, activation, noise("feed_forward"), "feed_forward", **products
         )
@@ -244,21 +259,18 @@ class Block(keras.layers.Layer):
         training: bool = False,
     ) -> tuple[tf.Tensor, Pair]:
         """As `CausalAttention.call`."""
-
-        def child(name: str) -> dict[str, Any]:
-            return {"noise": None if noise is None else noise(name), "training": training}
-
         y, seen = self.attention(
             self.attention_norm(x),
             hidden,
             rotation=rotation,
             cache=cache,
             position=position,
-            **child("weights"),
+            **child(noise, "weights", training),
         )
-        x += self.dropouts[0](y, **child("attention"))
-        y = self.feed_forward(self.feed_forward_norm(x))
-        return x + self.dropouts[1](y, **child("feed_forward")), seen
+        x += self.dropouts[0](y, **child(noise, "attention", training))
+        dropping = child(noise, "feed_forward", training)
+        y = self.feed_forward(self.feed_forward_norm(x), **dropping)
+        return x + self.dropouts[1](y, **dropping), seen
 
 
 def _names(block: Block) -> tuple[str, str]:

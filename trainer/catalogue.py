@@ -20,8 +20,10 @@ def registry() -> config.Registry:
 
     from input_pipeline.corpus import pydoc_topics
     from input_pipeline.digits import Digits
+    from input_pipeline.hugging_face import HuggingFaceFolder
     from input_pipeline.image_folder import ImageFolder
     from input_pipeline.images import idx_images, mnist, numpy_images
+    from input_pipeline.keras_hub_preset import KerasHubPreset
     from input_pipeline.packed import Packed
     from input_pipeline.packed_corpus import packed_corpus
     from input_pipeline.split import Split
@@ -43,12 +45,15 @@ def registry() -> config.Registry:
     from models.classifier import Classifier
     from models.decoding import Decoding
     from models.gan import GAN
+    from models.gpt2 import gpt2
     from models.grid_networks import ResidualDecoder, ResidualEncoder
     from models.image_networks import ConvolutionalDecoder, ConvolutionalEncoder
+    from models.keras_hub_network import KerasHubNetwork
     from models.language_model import LanguageModel
     from models.latents import StandardNormal, StochasticLayer
     from models.likelihoods import Bernoulli, Gaussian
     from models.logistic_mixture import LogisticMixture
+    from models.lora import LoRA
     from models.lstm_network import LSTMNetwork
     from models.mlp import MLPDecoder, MLPEncoder
     from models.ngrams import NGrams
@@ -90,7 +95,8 @@ def registry() -> config.Registry:
         TFRecords,
     )
     plains = (Experiment, LossSpike, Optimizer, ELBO, IWAE, Decoding, NGrams)
-    for plain in (*plains, *sources, *transforms):
+    pretrained = (HuggingFaceFolder, KerasHubPreset, LoRA)
+    for plain in (*plains, *pretrained, *sources, *transforms):
         names.register(plain)
     for objective in (Classifier, GAN, LanguageModel, VAE, VQVAE):
         names.register(objective, given={"element_spec"})
@@ -98,7 +104,7 @@ def registry() -> config.Registry:
     decoders = (ConvolutionalDecoder, MLPDecoder, ResidualDecoder, ResNetGenerator)
     for network in (*encoders, *decoders):
         names.register(network, given={"shape", "inputs", "outputs", "noise", "name", "classes"})
-    for of_tokens in (LSTMNetwork, TransformerNetwork):
+    for of_tokens in (gpt2, KerasHubNetwork, LSTMNetwork, TransformerNetwork):
         names.register(of_tokens, given={"vocabulary", "noise", "name"})
     for part in (StandardNormal, StochasticLayer, Bernoulli, Gaussian, LogisticMixture):
         names.register(part, given={"units", "shape", "noise", "name"})

@@ -78,6 +78,9 @@ def _replicas(number: int) -> str:
     return f"{number} replica" + "s" * (number != 1)
 
 
+SAME_WORKDIR = "--workdir must be the same folder for all workers, on a shared file system"
+
+
 @dataclasses.dataclass(frozen=True)
 class Cluster:
     """A strategy and what the trainer needs to know of it: how long it waited for other workers, too."""
@@ -128,7 +131,7 @@ class Cluster:
         """Whether the flag is set on any worker: the same answer on all, which must all ask."""
         return flag if self.workers == 1 else self._sum(int(flag)) > 0
 
-    def check_same(self, what: str, number: int) -> None:
+    def check_same(self, what: str, number: int, remedy: str = SAME_WORKDIR) -> None:
         """Checks that a number is the same on all workers, which must all ask.
 
         Raises:
@@ -142,8 +145,7 @@ class Cluster:
         )
         if squares != mean * mean:
             raise ConfigError(
-                f"{what} is {number} on worker {self.worker} and another on others: "
-                "--workdir must be the same folder for all workers, on a shared file system"
+                f"{what} is {number} on worker {self.worker} and another on others: {remedy}"
             )
 
     def _sum(self, number: int) -> int:

@@ -20,6 +20,7 @@ from trainer.carry import Carry, carried, placed
 from trainer.cluster import Layout
 from trainer.exits import ConfigError
 from trainer.precision import Precision
+from trainer.pretrained import frozen
 from trainer.update import Update, mirrored_variable
 
 NOISE_NAMES = {"weights", "evaluate", "sample", "pictures", "transform", "validation_transform"}
@@ -79,6 +80,7 @@ class Step:
             )
             function = functools.partial(self._phase_gradients, phase, metrics, statistics)
             self._gradients.append(tf.function(function, jit_compile=xla, autograph=False))
+        self.frozen = frozen(objective, self.updates)
 
     @property
     def loss_dtype(self) -> tf.DType:
@@ -92,10 +94,12 @@ class Step:
 
     @property
     def state(self) -> dict[str, tf.Variable]:
-        """Everything that a checkpoint holds, by name."""
+        """Everything that a checkpoint holds, by name: not what is frozen."""
         state = {"step": self.number}
+        left = {id(variable) for variable in self.frozen}
         for name, network in self._objective.networks.items():
-            state |= {f"{name}/{_path(network, v)}": v.value for v in network.variables}
+            kept = (v for v in network.variables if id(v) not in left)
+            state |= {f"{name}/{_path(network, v)}": v.value for v in kept}
         state |= {f"carry/{name}": v.value for name, v in self.carry.variables.items()}
         for update in self.updates:
             state |= {

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from input_pipeline.batches import streams_of
 from input_pipeline.noise import Noise
-from trainer import checkpoint, durable
+from trainer import checkpoint, durable, pretrained
 from trainer.cluster import Cluster, batch_layout, connect
 from trainer.data_errors import data_problem, telling_retries
 from trainer.device_loop import compiled_loop
@@ -99,6 +99,7 @@ class Trainer:
                 max_bad_updates=experiment.max_bad_updates,
                 streamed=bool(streams_of(self.batches.source)),
             )
+        pretrained.check_workers(self.cluster, pretrained.pretrained(self.objective))
         self.evaluation = Evaluation(
             self.objective, self.batches, self.step, self.cluster, self.layout
         )
@@ -148,6 +149,8 @@ class Trainer:
         notes: dict[str, Any] = {"seconds": self._seconds, "best": self.best}
         if self._guard.spikes:
             notes["rollback"] = self._guard.spikes.notes()
+        if self._frozen is not None:
+            notes["frozen"] = self._frozen
         return checkpoint.Snapshot(int(arrays["step"]), arrays, notes)
 
     def restore(self, which: str = "last") -> int:
@@ -171,6 +174,7 @@ class Trainer:
         state = self.state
         expected = {name: checkpoint.form(variable) for name, variable in state.items()}
         checkpoint.check_fit(snapshot, expected, path)
+        pretrained.check_same(snapshot.notes.get("frozen"), self._frozen, path)
         for name, variable in state.items():
             variable.assign(snapshot.arrays[name])
         self.best = dict(snapshot.notes["best"])
@@ -178,6 +182,11 @@ class Trainer:
         if self._guard.spikes:
             self._guard.spikes.restore(snapshot.notes["rollback"])
         self._guard.restored()
+
+    @functools.cached_property
+    def _frozen(self) -> str | None:
+        """Digest of the weights that nothing moves."""
+        return pretrained.digest(self.step.frozen)
 
     # ------------------------------------------------------------------ training
 
@@ -209,7 +218,7 @@ class Trainer:
                 return Outcome.ALREADY_DONE
             how = f"going on from step {start}" if start else "training"
             self._note(f"{how} on {self.cluster.describe()}")
-            for note in self.cluster.notes:
+            for note in (*self.cluster.notes, *getattr(self.objective, "notes", ())):
                 self._note(note)
             if self.batches.inexact:
                 self._note(f"not exact: {self.batches.inexact}")

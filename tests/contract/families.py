@@ -17,11 +17,13 @@ from input_pipeline.transforms import Binarize, Dequantize, Shift
 from models.bounds import ELBO, IWAE
 from models.decoding import Decoding
 from models.gan import GAN
+from models.gpt2 import gpt2
 from models.grid_networks import ResidualDecoder, ResidualEncoder
 from models.image_networks import ConvolutionalDecoder, ConvolutionalEncoder
 from models.language_model import LanguageModel
 from models.latents import StochasticLayer
 from models.likelihoods import Gaussian
+from models.lora import PROJECTIONS, LoRA
 from models.lstm_network import LSTMNetwork
 from models.mlp import MLPDecoder, MLPEncoder
 from models.objective import Optimizer, Phase
@@ -29,6 +31,7 @@ from models.resnet_networks import ResNetDiscriminator, ResNetGenerator
 from models.transformer_network import TransformerNetwork
 from models.vae import VAE
 from models.vq_vae import VQVAE
+from tests.models.tiny_gpt2 import TinyGPT2
 from tests.trainer.objectives import Regression, Table, experiment, points
 from trainer.experiment import Experiment
 
@@ -212,6 +215,33 @@ def transformer(**fields: object) -> Experiment:
     return _experiment(objective, "loss", **(values | fields))
 
 
+def gpt2_lora(weights: int = 0, **fields: object) -> Experiment:
+    """A pretrained GPT-2 of which adaptations of all products are learnt, with dropout everywhere.
+
+    Args:
+      weights: seed of the pretrained ones.
+    """
+    lora = LoRA(rank=2, projections=PROJECTIONS, dropout=0.1)
+    network = functools.partial(gpt2, weights=TinyGPT2(weights), dropout=0.2, lora=lora)
+    return pretrained_text(network, **fields)
+
+
+def pretrained_text(network: Callable, **fields: object) -> Experiment:
+    """A pretrained network of at least 120 tokens, trained further on windows in shuffled order."""
+    objective = functools.partial(
+        LanguageModel,
+        network=network,
+        decoding=Decoding(length=11),
+        optimizer=Optimizer(learning_rate=1e-2, clip_norm=0.3),
+    )
+    values = {
+        "source": TextWindows(pydoc_topics(), window=12),
+        "validation": TextWindows(pydoc_topics(), "validation", window=12, stride=500),
+        "evaluate_every": 10,
+    }
+    return _experiment(objective, "loss", **(values | fields))
+
+
 FAMILIES = {"gan": gan, "vae": vae, "lstm": lstm}
 
 
@@ -313,7 +343,12 @@ def spoilt(**fields: object) -> Experiment:
     return experiment(Regression, source, **({"steps": 24, "log_every": 4, "seed": 5} | fields))
 
 
-EXPERIMENTS = {**FAMILIES, "fingerprint": fingerprint, "spoilt": spoilt}
+EXPERIMENTS = {
+    **FAMILIES,
+    "fingerprint": fingerprint,
+    "gpt2_lora": gpt2_lora,
+    "spoilt": spoilt,
+}
 SHORT = {"precision": "float32", "steps": 5}
 # What two workers train, and one process to compare: name -> (experiment, fields). The first also draws samples.
 RUNS = {family: (family, {"samples": 2} if family == "gan" else {}) for family in FAMILIES}

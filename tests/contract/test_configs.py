@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import configs
+from tests.models.tiny_gpt2 import END, TinyGPT2
 from trainer import config_files
 from trainer.checkpoint import read
 from trainer.main import main
@@ -51,7 +52,11 @@ def _write_texts(folder: pathlib.Path) -> None:
 
 
 def _data(bound: set[str], folder: pathlib.Path) -> list[str]:
-    """Arguments that name data of a form that the config reads, which are made."""
+    """Arguments that name data and models of a form that the config reads, which are made."""
+    model = []
+    if "HuggingFaceFolder.path" in bound:
+        TinyGPT2().save(folder.parent / "model")
+        model = [f'--gin_param=MODEL="{folder.parent}/model"', f"--gin_param=END={END}"]
     if "mnist.folder" in bound:
         _write_mnist(folder)
         return [f'--gin_param=DATA="{folder}"']
@@ -59,7 +64,8 @@ def _data(bound: set[str], folder: pathlib.Path) -> list[str]:
         return []
     _write_texts(folder)
     macros = {"DATA": "all", "TRAIN": "train", "VALID": "valid", "TEST": "test"}
-    return [f'--gin_param={m}="{folder}/{file}.txt"' for m, file in macros.items() if m in bound]
+    texts = [f'--gin_param={m}="{folder}/{file}.txt"' for m, file in macros.items() if m in bound]
+    return texts + model
 
 
 @pytest.mark.parametrize("name", NAMES)

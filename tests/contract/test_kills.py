@@ -117,6 +117,7 @@ def test_kills_at_random_change_no_bit(family, nursery, undisturbed, tmp_path, f
         ("vae", "before_rename"),
         ("vae", "before_prune"),
         ("lstm", "after_rename"),
+        ("gpt2_lora", "before_prune"),
     ],
 )
 def test_kills_during_a_save_change_no_bit(family, moment, nursery, undisturbed, tmp_path):

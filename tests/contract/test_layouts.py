@@ -11,6 +11,7 @@ from tests.contract.families import (
     class_gan,
     dcgan,
     fingerprint,
+    gpt2_lora,
     iwae,
     transformer,
     two_layers,
@@ -120,12 +121,11 @@ def test_a_codebook_is_the_same(tmp_path):
     assert abs(one.weights["codebook/sums"] - one.initial["codebook/sums"]).max() > 0.01
 
 
-def test_a_transformer_is_the_same(tmp_path):
-    """With dropout in attention, and in samples, which go through its cache."""
-    one = train(transformer(steps=20, samples=4), ONE, tmp_path / "one")
-    two = train(
-        transformer(steps=20, samples=4), LAYOUTS["replicas2_accumulation2"], tmp_path / "two"
-    )
+@pytest.mark.parametrize("make", [transformer, gpt2_lora])
+def test_a_transformer_is_the_same(make, tmp_path):
+    """With dropout in attention and of adaptations, and in samples, which go through its cache."""
+    one = train(make(steps=20, samples=4), ONE, tmp_path / "one")
+    two = train(make(steps=20, samples=4), LAYOUTS["replicas2_accumulation2"], tmp_path / "two")
     assert_close(two, one, losses=1e-9, weights=1e-8)
     assert one.rows[-1][2]["train/loss"] < one.rows[0][2]["train/loss"]
     samples = [sorted((tmp_path / n / "samples").glob("*.txt")) for n in ("one", "two")]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from input_pipeline.batches import DataError
-from input_pipeline.text_files import text_files
+from input_pipeline.text_files import load_tokenizer, text_files
+from tests.models.tiny_gpt2 import END, TinyGPT2
 
 LINES = "".join(f"line {i} of the text\n" for i in range(50))
 
@@ -140,3 +141,35 @@ def test_what_cannot_be_done_is_said_in_one_line(arguments, kind, message, folde
     with pytest.raises(kind, match=message) as error:
         text_files(**{"path": "whole.txt", **arguments})
     assert "\n" not in str(error.value)
+
+
+def test_the_tokenizer_of_a_models_folder(folder):
+    """By hand: bytes in the order of their symbols, then "th" and "the"; and the same from its tokenizer.json."""
+    TinyGPT2().save(folder / "model")
+    tokenizer = load_tokenizer("model")
+    text = "the cat <|endoftext|>thé\n\n  ü"
+    tokens = tokenizer.encode(text)
+    assert tokens.tolist()[:3] == [257, 220, 66] and tokenizer.size == END + 1
+    assert tokens.tolist().count(END) == 1 and tokens.tolist().count(256) == 1
+    assert tokenizer.decode(tokens) == text
+    assert tokenizer.characters[tokens].sum() == len(text)
+    corpus = text_files("whole.txt", "model")
+    assert "".join(decoded(corpus).values()) == LINES
+    (folder / "json").mkdir()
+    (folder / "json/tokenizer.json").write_text(tokenizer.to_json())
+    np.testing.assert_array_equal(load_tokenizer("json").encode(text), tokens)
+
+    def message():
+        with pytest.raises(DataError) as caught:
+            text_files("whole.txt", "model")
+        return str(caught.value)
+
+    (folder / "model/merges.txt").write_text("t h\nx yz\n")
+    assert message().startswith("vocab.json and merges.txt of model make no tokenizer (")
+    (folder / "model/vocab.json").write_text("[1]")
+    assert message().startswith("vocab.json and merges.txt of model make no tokenizer (")
+    (folder / "model/merges.txt").unlink()
+    assert message().startswith("model has no tokenizer.json, and no merges.txt to make one of: ")
+    (folder / "json/tokenizer.json").write_text('{"module": "keras_hub"}')
+    with pytest.raises(DataError, match=r"json/tokenizer\.json is no tokenizer\.json"):
+        load_tokenizer("json")
