@@ -37,13 +37,24 @@ ROOT = pathlib.Path(__file__).parents[2]
 PATIENCE = 300.0
 """Seconds after which a gang that does not go on has failed."""
 
-SAVED = ("STEPS=400", "Experiment.checkpoint_every=20", "Experiment.log_every=5")
+OFTEN = ("Experiment.checkpoint_every=20", "Experiment.log_every=5")
 TRAININGS = {
-    "vae/digits_mlp": (*SAVED, "Experiment.evaluate_every=40", "Experiment.samples=4"),
-    "gan/digits": (*SAVED, "Experiment.samples=4", "Experiment.sample_every=100"),
-    "lstm/pydoc": (
-        *SAVED,
+    "vae/digits_mlp": (
+        *OFTEN,
+        "STEPS=2000",
         "Experiment.evaluate_every=200",
+        "Experiment.samples=4",
+    ),
+    "gan/digits": (
+        *OFTEN,
+        "STEPS=600",
+        "Experiment.samples=4",
+        "Experiment.sample_every=100",
+    ),
+    "lstm/pydoc": (
+        *OFTEN,
+        "STEPS=1500",
+        "Experiment.evaluate_every=500",
         "NGrams.order=2",
         "LSTMNetwork.widths=(32,)",
         "TextWindows.window=16",
