@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import gin
 
-from trainer.config_files import Binding, Macro, Reference, render
+from trainer.config_files import Binding, Import, Macro, Reference, Statements, render
 from trainer.configurable import Configurable
 from trainer.exits import ConfigError, nearest
 
@@ -27,13 +28,18 @@ REQUIRED = "gin.REQUIRED"
 class Resolved:
     """A configuration without macros, in which every literal default is written out."""
 
+    modules: tuple[str, ...]
+    """What it imports."""
+
     bindings: Mapping[str, str]
     """`scope/Name.parameter` -> value as text, sorted."""
 
     @property
     def text(self) -> str:
-        """Valid gin, one binding a line, that makes the same run."""
-        return "".join(f"{key} = {value}\n" for key, value in self.bindings.items())
+        """Valid gin, one statement a line, that makes the same run."""
+        return "".join(f"import {module}\n" for module in self.modules) + "".join(
+            f"{key} = {value}\n" for key, value in self.bindings.items()
+        )
 
 
 class Registry:
@@ -55,6 +61,7 @@ class Registry:
         name: str | None = None,
         given: Collection[str] = (),
         elsewhere: Mapping[str, str] | None = None,
+        imported: bool = False,
     ) -> None:
         """Lets configurations name a class or function.
 
@@ -63,23 +70,37 @@ class Registry:
           name: in the configuration; its own if None.
           given: parameters that the caller gives, which cannot be bound.
           elsewhere: parameters without effect here -> what to do instead.
+          imported: whether it is the user's own, of whose parameters the caller may give those that have no default.
         """
         name = name or target.__name__
         if name in self._named:
             if self._named[name].target is not target:
                 raise ValueError(f"{name} is registered already, for something else")
             return
-        self._named[name] = Configurable(name, target, frozenset(given), dict(elsewhere or {}))
+        self._named[name] = Configurable(
+            name, target, frozenset(given), dict(elsewhere or {}), imported
+        )
         gin.external_configurable(target, name=name, module=self._module)
 
     # ------------------------------------------------------------------ resolve
 
-    def resolve(self, bindings: Sequence[Binding]) -> Resolved:
+    def resolve(self, statements: Statements, allow_imports: bool = False) -> Resolved:
         """Checks and completes what was read.
+
+        Args:
+          statements: of files and parameters.
+          allow_imports: whether modules may be imported, which runs their code.
 
         Raises:
           ConfigError: in one line, the first thing that is wrong, its place and the nearest valid name.
         """
+        for found in statements.imports:
+            if not allow_imports:
+                raise ConfigError(
+                    f"{found.place}: import {found.module} would run the module's code: if you trust it, give --allow_imports"
+                )
+            self._import(found)
+        bindings = statements.bindings
         for binding in bindings:
             self._check_names(binding)
         macros = {b.name: b for b in bindings if not b.parameter}
@@ -107,7 +128,32 @@ class Registry:
             if not any(name == called and _within(scope, active) for called, active in calls):
                 raise self._unused(bound[scope, name, parameter], calls)
         ordered = sorted(values, key=lambda key: (key[1].lower(), key[1], key[0], key[2]))
-        return Resolved({_key(*key): render(values[key]) for key in ordered})
+        return Resolved(
+            tuple(dict.fromkeys(found.module for found in statements.imports)),
+            {_key(*key): render(values[key]) for key in ordered},
+        )
+
+    def _import(self, found: Import) -> None:
+        """Imports a module and registers its public classes and functions."""
+        try:
+            module = importlib.import_module(found.module)
+        except Exception as error:
+            raise ConfigError(
+                f"{found.place}: {found.module} cannot be imported ({type(error).__name__}: {error}): "
+                "mend it, or put its folder in PYTHONPATH"
+            ) from error
+        for name, target in vars(module).items():
+            if (
+                not name.startswith("_")
+                and callable(target)
+                and getattr(target, "__module__", "") == module.__name__
+            ):
+                try:
+                    self.register(target, imported=True)
+                except ValueError as error:
+                    raise ConfigError(
+                        f"{found.place}: {found.module}: {error}: rename it"
+                    ) from None
 
     def _check_names(self, binding: Binding) -> None:
         for reference in _find(Reference, binding.value):
@@ -145,6 +191,8 @@ class Registry:
                 if winners:
                     value = bound[max(winners, key=lambda key: len(key[0]))].value
                 elif declared.default is inspect.Parameter.empty:
+                    if self._named[name].imported:
+                        continue
                     key = _key(active, name, parameter)
                     raise ConfigError(
                         f"{key} has no value: set it in a config, or by --gin_param={key}=…"

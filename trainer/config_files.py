@@ -61,6 +61,22 @@ class Binding:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """`import module`, after which a configuration may name the module's classes and functions."""
+
+    module: str
+    place: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Statements:
+    """What configurations say, in their order."""
+
+    bindings: list[Binding]
+    imports: list[Import]
+
+
 def render(value: Any) -> str:
     """`value` as gin reads it, on one line."""
     if isinstance(value, Reference | Macro):
@@ -107,8 +123,8 @@ def find(name: str, folder: Path | None = None) -> Path:
     raise ConfigError(f'there is no config "{name}"{guess}{there}')
 
 
-def read(names: Sequence[str], params: Sequence[str] = ()) -> list[Binding]:
-    """The bindings of these files, then of these parameters; later ones win.
+def read(names: Sequence[str], params: Sequence[str] = ()) -> Statements:
+    """The statements of these files, then of these parameters; later bindings win. Nothing is imported.
 
     Args:
       names: paths, or names in `configs/`.
@@ -117,15 +133,18 @@ def read(names: Sequence[str], params: Sequence[str] = ()) -> list[Binding]:
     Raises:
       ConfigError: with the place, if something cannot be read.
     """
-    bindings: list[Binding] = []
+    statements: list[Binding | Import] = []
     for name in names:
-        bindings += _read_file(find(name), ())
+        statements += _read_file(find(name), ())
     for param in params:
-        bindings += _parse(param, f"--gin_param {' '.join(param.split())}", None, ())
-    return bindings
+        statements += _parse(param, f"--gin_param {' '.join(param.split())}", None, ())
+    return Statements(
+        [statement for statement in statements if isinstance(statement, Binding)],
+        [statement for statement in statements if isinstance(statement, Import)],
+    )
 
 
-def _read_file(path: Path, including: tuple[Path, ...]) -> list[Binding]:
+def _read_file(path: Path, including: tuple[Path, ...]) -> list[Binding | Import]:
     resolved = path.resolve()
     if resolved in including:
         raise ConfigError(f"{_label(path)} includes itself: remove one of the include lines")
@@ -144,23 +163,24 @@ def _label(path: Path) -> str:
 
 def _parse(
     text: str, label: str, folder: Path | None, including: tuple[Path, ...]
-) -> list[Binding]:
-    bindings: list[Binding] = []
+) -> list[Binding | Import]:
+    statements: list[Binding | Import] = []
     here: dict[str, tuple[str, int]] = {}  # what this very file binds: key -> value, line
     for statement in _statements(text, label):
         line = statement.location.line_num
         place = f"{label}:{line}" if folder else label
         if isinstance(statement, config_parser.ImportStatement):
-            raise ConfigError(
-                f"{place}: configs import nothing, they name what the launcher registers: "
-                "remove the import"
-            )
+            if statement.is_from or statement.alias:
+                raise ConfigError(
+                    f"{place}: a config cannot say {statement.format()!r}: write import and the module's name"
+                )
+            statements.append(Import(statement.module, place))
         if isinstance(statement, config_parser.IncludeStatement):
             try:
                 included = find(statement.filename, folder)
             except ConfigError as error:
                 raise ConfigError(f"{place}: {error}") from None
-            bindings += _read_file(included, including)
+            statements += _read_file(included, including)
         elif isinstance(statement, config_parser.BindingStatement):
             scope, name, parameter, value, _ = statement
             if not parameter:
@@ -173,8 +193,8 @@ def _parse(
                     f"{place}: {binding.key} is {value_text} here and {other[0]} in line "
                     f"{other[1]} of the same file: keep one"
                 )
-            bindings.append(binding)
-    return bindings
+            statements.append(binding)
+    return statements
 
 
 def _statements(text: str, label: str) -> Iterator[Any]:

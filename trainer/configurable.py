@@ -27,12 +27,14 @@ class Configurable:
       target: called with keyword arguments from the configuration.
       given: parameters that the caller gives, which cannot be bound.
       elsewhere: parameters without effect here -> what to do instead.
+      imported: of a user's module; those of its parameters that have no default may be given by the caller.
     """
 
     name: str
     target: Callable[..., Any]
     given: frozenset[str]
     elsewhere: Mapping[str, str]
+    imported: bool = False
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:

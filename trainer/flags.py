@@ -42,7 +42,11 @@ exit codes: 0 done, 64 wrong command line, 65 bad data, 69 a package is missing,
             130 interrupted by Ctrl-C (what was saved before stays; SIGTERM saves first)
 """
 
-OF_ONE_MODE = {"dry_run": ("train",), "checkpoint": ("evaluate", "sample")}
+OF_ONE_MODE: dict[str, tuple[str, ...]] = {
+    "dry_run": ("train",),
+    "checkpoint": ("evaluate", "sample"),
+    "allow_imports": ("train", "evaluate", "sample"),
+}
 OF_ONE_MODE |= dict.fromkeys(("count", "seed"), ("evaluate", "sample"))
 OF_ONE_MODE["features"] = ("evaluate", "train")
 
@@ -60,6 +64,7 @@ class CommandLine:
     Attributes:
       configs: names and paths of gin files, then those of `--gin_file`.
       hardware: checked; whether its devices are there is not known yet.
+      allow_imports: whether configurations may import modules.
       decoding: parameters of Decoding and their values.
     """
 
@@ -68,6 +73,7 @@ class CommandLine:
     gin_params: tuple[str, ...]
     workdir: str | None
     hardware: Hardware
+    allow_imports: bool = False
     dry_run: bool = False
     checkpoint: str = "last"
     count: int | None = None
@@ -93,6 +99,12 @@ def _define() -> flags.FlagValues:
     )
     flags.DEFINE_multi_string(
         "gin_param", [], "Name.parameter=value, wins over files; repeatable", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "allow_imports",
+        False,
+        "let configurations import modules, which runs their code",
+        flag_values=values,
     )
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_boolean(
@@ -247,6 +259,7 @@ def parse(arguments: Sequence[str]) -> CommandLine:
         tuple(value["gin_param"]),
         value["workdir"],
         hardware,
+        value["allow_imports"],
         value["dry_run"],
         value["checkpoint"],
         value["count"],

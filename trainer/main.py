@@ -123,12 +123,14 @@ def train(line: flags.CommandLine, arguments: Sequence[str]) -> None:
 
 def _train(line: flags.CommandLine, arguments: Sequence[str], held: contextlib.ExitStack) -> None:
     folder = None if line.workdir is None else Path(line.workdir)
-    bindings = config_files.read(line.configs or _config_of(folder), line.gin_params)
+    statements = config_files.read(line.configs or _config_of(folder), line.gin_params)
     with _stoppable():
         names = registry()
-        resolved = names.resolve(bindings)
+        resolved = names.resolve(statements, line.allow_imports)
         if folder is not None and workdir.holds_run(folder):
-            before = names.resolve(config_files.read([str(folder / "config.gin")]))
+            before = names.resolve(
+                config_files.read([str(folder / "config.gin")]), line.allow_imports
+            )
             config.compare(before, resolved, _may_differ(names.root, resolved), str(folder))
         if folder is None or line.dry_run:
             print(resolved.text)
@@ -210,7 +212,8 @@ def _judge(line: flags.CommandLine, trainer: Trainer) -> Judge:
         if path.is_file() or path.suffix in WEIGHTS:
             net = InceptionNet(path, Path(line.workdir or ""))
         else:
-            net = ClassifierNet(restored(path, Hardware(strategy="one_device"))[0])
+            hardware = Hardware(strategy="one_device")
+            net = ClassifierNet(restored(path, hardware, allow_imports=line.allow_imports)[0])
         return Judge(net, trainer, line.count)
 
 
@@ -316,7 +319,7 @@ def _decoding(line: flags.CommandLine) -> list[str]:
     if not line.decoding:
         return []
     file = workdir.config_file(Path(line.workdir or ""))
-    bindings = config_files.read([str(file)], line.gin_params)
+    bindings = config_files.read([str(file)], line.gin_params).bindings
     places = sorted({b.key.rpartition(".")[0] for b in bindings if b.name == "Decoding"})
     if not places:
         raise UsageError(
@@ -357,16 +360,20 @@ def _run_of(line: flags.CommandLine, gin_params: Sequence[str] = ()) -> tuple[Tr
     """The trainer of the run in the workdir, at the checkpoint asked for; more parameters win over those of the line."""
     folder = Path(line.workdir or "")
     params = [*line.gin_params, *gin_params]
-    return restored(folder, line.hardware, line.checkpoint, params)
+    return restored(folder, line.hardware, line.checkpoint, params, line.allow_imports)
 
 
 def restored(
-    folder: Path, hardware: Hardware, which: str = "last", gin_params: Sequence[str] = ()
+    folder: Path,
+    hardware: Hardware,
+    which: str = "last",
+    gin_params: Sequence[str] = (),
+    allow_imports: bool = False,
 ) -> tuple[Trainer, int]:
     """The trainer of the run in a folder at a checkpoint, and its step."""
-    bindings = config_files.read([str(workdir.config_file(folder))], gin_params)
+    statements = config_files.read([str(workdir.config_file(folder))], gin_params)
     names = registry()
-    trainer = _trainer(names, names.resolve(bindings), hardware, folder)
+    trainer = _trainer(names, names.resolve(statements, allow_imports), hardware, folder)
     step = trainer.restore(which)
     if step == 0:
         raise ConfigError(f"workdir {folder} holds no checkpoint yet: train for longer first")

@@ -70,7 +70,7 @@ def _data(bound: set[str], folder: pathlib.Path) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_config_takes_two_steps(name, tmp_path, capsys):
-    bound = {binding.key for binding in config_files.read([name])}
+    bound = {binding.key for binding in config_files.read([name]).bindings}
     evaluates = "Experiment.evaluate_every" in bound
     draws = not name.startswith("classifier/")
     short = ["steps=2", "log_every=1", *["samples=2"] * draws, *["evaluate_every=2"] * evaluates]

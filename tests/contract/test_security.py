@@ -135,7 +135,7 @@ def test_checkpoints_with_code_are_refused(made, tmp_path, capsys):
 
 
 def test_configurations_run_nothing(made, tmp_path, capsys, monkeypatch):
-    """They name what is registered, and import nothing: neither at the top, nor in what they include, nor from the workdir."""
+    """They name what is registered, and import nothing unasked: neither at the top, nor in what they include, nor from the workdir."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "evil.py").write_text(f"import os; os.mkdir({str(made)!r})")
@@ -164,6 +164,60 @@ def test_configurations_run_nothing(made, tmp_path, capsys, monkeypatch):
     assert "import" in refused(capsys, 78, "train", f"--workdir={tmp_path}/workdir")
     assert "import" in refused(capsys, 78, "train", "vae/digits", "--gin_param=import evil", run)
     assert not made.exists() and "evil" not in sys.modules
+
+
+OWN = """
+from models.mlp import MLPEncoder
+
+class NarrowEncoder(MLPEncoder):
+    def __init__(self, shape, outputs, *, noise, name, width: int = 8):
+        super().__init__(shape, outputs, noise=noise, name=name, widths=(width,))
+
+def _hidden():
+    raise AssertionError
+"""
+
+
+OWN_CONFIG = """
+import own_networks
+Experiment.objective = @VAE
+Experiment.source = @Digits()
+Experiment.validation = @Digits()
+Experiment.global_batch = 64
+Experiment.steps = 2
+VAE.encoder = @NarrowEncoder
+VAE.decoder = @MLPDecoder
+VAE.latent = 2
+NarrowEncoder.width = 5
+MLPDecoder.widths = (8,)
+"""
+
+
+def test_modules_are_imported_where_that_is_allowed(tmp_path, capsys, monkeypatch):
+    """A network of the user's own is named after its import, in the run's configuration too, and each use must allow it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_networks.py").write_text(OWN)
+    config = tmp_path / "own.gin"
+    config.write_text(OWN_CONFIG)
+    own = ["--strategy=one_device", f"--workdir={tmp_path}/run"]
+    said = refused(capsys, 78, "train", str(config), *own)
+    assert said == (
+        f"lockstep: {config}:2: import own_networks would run the module's code: if you trust it, give --allow_imports\n"
+    )
+    assert "own_networks" not in sys.modules
+    assert main.main(["train", str(config), "--allow_imports", *own]) == 0, capsys.readouterr().err
+    saved = (tmp_path / "run/config.gin").read_text()
+    assert saved.startswith("import own_networks\n") and "NarrowEncoder.width = 5\n" in saved
+    weights = safetensors.numpy.load_file(next((tmp_path / "run/checkpoints").glob("step-*2.*")))
+    assert weights["encoder/hidden_0/kernel"].shape == (64, 5)
+    capsys.readouterr()
+    assert "--allow_imports" in refused(capsys, 78, "evaluate", f"--workdir={tmp_path}/run")
+    assert main.main(["evaluate", "--allow_imports", f"--workdir={tmp_path}/run"]) == 0
+    config.write_text("import nowhere.at_all\n")
+    assert refused(capsys, 78, "train", str(config), "--allow_imports", *own) == (
+        f"lockstep: {config}:1: nowhere.at_all cannot be imported (ModuleNotFoundError: No module named 'nowhere'): "
+        "mend it, or put its folder in PYTHONPATH\n"
+    )
 
 
 # ---------------------------------------------------------------------- secrets

@@ -161,8 +161,10 @@ MISTAKES = {
         "but no @frist/Oven; did you mean first?"
     ),
     "import os": (
-        "configs/bake.gin:3: configs import nothing, they name what the launcher registers: "
-        "remove the import"
+        "configs/bake.gin:3: import os would run the module's code: if you trust it, give --allow_imports"
+    ),
+    "from os import path": (
+        "configs/bake.gin:3: a config cannot say 'from os import path': write import and the module's name"
     ),
     "Cake.name = sponge": (
         'configs/bake.gin:3: the value sponge is not a literal: a text needs quotes ("sponge"), '
