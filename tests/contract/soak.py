@@ -368,6 +368,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     line = parser.parse_args(arguments)
+    # A soak that is ended leaves no gang and no disk behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     draw, until = random.Random(line.seed), time.monotonic() + 60 * line.minutes
     configs = list(TRAININGS)
     with small_disk(256) as (storage, own):
