@@ -19,7 +19,7 @@ from typing import IO
 from trainer.exits import PreemptedExit
 
 PR_SET_PDEATHSIG = 1
-PASSED_ON = (signal.SIGTERM, signal.SIGINT)
+PASSED_ON = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Gang:
     def run(self) -> int:
         """Runs until all are done or one has failed for good; returns the exit code of the first that failed, as a shell does.
 
-        SIGTERM and SIGINT are passed on to all, and end it. To be called by the main thread, which takes the signals.
+        SIGTERM, SIGUSR2 and SIGINT are passed on to all, and end it. To be called by the main thread, which takes the signals.
         """
         workers, restart = self.workers, 0
         while True:
@@ -140,6 +140,7 @@ class _Attempt:
             rest = f": ending {self._names()}" if self._alive else ""
             self._gang.note(f"worker {worker} {how}{rest}")
             self._signal(signal.SIGTERM)
+            self._signal(signal.SIGCONT)  # One that is stopped does not hear it before.
         return first
 
     def _names(self) -> str:

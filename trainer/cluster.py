@@ -127,9 +127,13 @@ class Cluster:
 
         return iter(self.strategy.distribute_datasets_from_function(worker))
 
-    def any_worker(self, flag: bool) -> bool:
-        """Whether the flag is set on any worker: the same answer on all, which must all ask."""
-        return flag if self.workers == 1 else self._sum(int(flag)) > 0
+    def any_worker(self, *flags: bool) -> tuple[bool, ...]:
+        """Of each of at most three flags, whether it is set on any worker: the same answer on all, which must all ask."""
+        if self.workers == 1:
+            return flags
+        # One sum for all: 16 bits count the replicas of each.
+        total = self._sum(sum(int(flag) << 16 * place for place, flag in enumerate(flags)))
+        return tuple(total >> 16 * place & 0xFFFF > 0 for place in range(len(flags)))
 
     def check_same(self, what: str, number: int, remedy: str = SAME_WORKDIR) -> None:
         """Checks that a number is the same on all workers, which must all ask.

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from input_pipeline.batches import DataError
-from trainer.exits import DataProblem, one_line
+from trainer.exits import DataProblem, UserError, one_line
 from trainer.ledger import Ledger
 
 FROM_TF_DATA = re.compile(r"\bDataError: (.+)\nTraceback ")
@@ -31,9 +31,9 @@ def telling_retries(note: Callable[[str], None], ledger: Ledger) -> Iterator[Non
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            note(record.getMessage())
-            # A full disk must not keep data from being read.
-            with contextlib.suppress(OSError):
+            # Neither a full disk nor a closed terminal must keep data from being read.
+            with contextlib.suppress(OSError, UserError):
+                note(record.getMessage())
                 fields = {name: getattr(record, name, "") for name in ("file", "error")}
                 ledger.record("retry", **fields)
 

@@ -61,6 +61,12 @@ class PreemptedExit(UserError):
     code = 75
 
 
+class Corrupted(UserError):
+    """What is held in memory went wrong, and only a new start reads it again (EX_TEMPFAIL)."""
+
+    code = 75
+
+
 class LostPeer(UserError):
     """Another worker is missing or gone, or this one's port is taken: start all again (EX_TEMPFAIL)."""
 

@@ -8,9 +8,10 @@ skip       updates that were not made since they were not finite
 rollback   step, to
 stall      step, its seconds, and how many of them it waited for data
 retry      file, error: something could not be read, and is tried again
-damaged    a checkpoint that is not what was written
+damaged    error: a checkpoint that is not what was written, and was passed over
+lost       error: which worker is missing
 takeover   of a lock whose owner is gone: generation, owner
-preempted, done, diverged, failed    the end, with what "alive" has; failed: error, the name of its type
+preempted, interrupted, done, diverged, failed    the end, with what "alive" has; failed: error, the name of its type
 """
 
 from __future__ import annotations

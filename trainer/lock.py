@@ -103,6 +103,12 @@ class Owner:
         return f"process {self.pid} on {self.host} since {self.time} ({self.command})"
 
 
+def holder(workdir: pathlib.Path) -> Owner | None:
+    """Who has the lock of a workdir, perhaps without being there any more; None if it is free."""
+    owner = _read(_path(workdir, _newest(workdir)))
+    return None if owner is None or owner.released else owner
+
+
 def machine() -> str:
     """Names the kernel's boot and the namespace in which process ids of this process are unique; "" if not known."""
     try:

@@ -127,11 +127,14 @@ def _train(line: flags.CommandLine, arguments: Sequence[str], held: contextlib.E
     with _stoppable():
         names = registry()
         resolved = names.resolve(statements, line.allow_imports)
-        if folder is not None and workdir.holds_run(folder):
-            before = names.resolve(
-                config_files.read([str(folder / "config.gin")]), line.allow_imports
-            )
-            config.compare(before, resolved, _may_differ(names.root, resolved), str(folder))
+
+        def check_same_run() -> None:
+            if folder is not None and workdir.holds_run(folder):
+                file = config_files.read([str(folder / "config.gin")])
+                before = names.resolve(file, line.allow_imports)
+                config.compare(before, resolved, _may_differ(names.root, resolved), str(folder))
+
+        check_same_run()
         if folder is None or line.dry_run:
             print(resolved.text)
             trainer = _trainer(names, resolved, line.hardware, None)
@@ -141,6 +144,7 @@ def _train(line: flags.CommandLine, arguments: Sequence[str], held: contextlib.E
         workdir.prepare(folder)
         found, command = workers(line.hardware, os.environ), workdir.command(arguments)
         fence = held.enter_context(lock.held(folder, command, found, _say))
+        check_same_run()  # Another may have trained here until it gave the lock back.
         trainer = _trainer(names, resolved, line.hardware, folder, fence)
         # What does not fit must not show after an hour.
         judge = None if line.features is None else _judge(line, trainer)

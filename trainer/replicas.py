@@ -62,7 +62,7 @@ class Replicas:
 
     Args:
       cluster: where they are.
-      state: every variable by name.
+      state: every variable by name, also those that nothing moves.
     """
 
     def __init__(self, cluster: Cluster, state: Mapping[str, tf.Variable]) -> None:

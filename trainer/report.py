@@ -13,6 +13,7 @@ from typing import Any
 
 from trainer.exits import ConfigError
 from trainer.ledger import events
+from trainer.lock import holder
 
 KINDS = {
     "steps": "productive: steps whose result was kept",
@@ -29,8 +30,8 @@ KINDS = {
 }
 """What wall-clock time goes into -> what a person reads."""
 
-COUNTED = ("start", "restore", "save", "rollback", "stall", "retry", "damaged", "takeover")
-ENDS = ("preempted", "diverged", "failed", "done")
+COUNTED = ("start", "restore", "save", "rollback", "stall", "retry", "damaged", "lost", "takeover")
+ENDS = ("preempted", "interrupted", "diverged", "failed", "done")
 SIGNS = ("alive", *ENDS)
 """Events that tell the step and the seconds so far."""
 SILENT_SECONDS = 120
@@ -44,8 +45,9 @@ class Goodput:
     Attributes:
       seconds: by kind, see `KINDS`; their sum is the wall-clock time from the first start to the last sign of life, without
         the time between the end of a run and a start that gave it more steps.
-      state: "done", "preempted", "diverged", "failed", "running", or "silent": killed, hung, or in a long evaluation.
-      step: the last that is known of.
+      state: "done", "preempted", "interrupted", "diverged", "failed", "running", "killed", or "silent": killed on another
+        machine, hung, or in a long evaluation.
+      step: the last that is known of, of a save or a sign of life.
       silent_seconds: since the last sign of life.
       steps_again: that a kill or a rollback undid, as far as is known.
       skipped: updates that were not made, since they were not finite.
@@ -114,21 +116,30 @@ def report(workdir: Path, now: float | None = None) -> Goodput:
         raise ConfigError(
             f"workdir {workdir} holds no start of a training ({path} is missing or empty): train one, or choose another"
         )
-    return goodput(found, time.time() if now is None else now, (workdir / "DONE").exists())
+    owner = holder(workdir)
+    return goodput(
+        found,
+        time.time() if now is None else now,
+        done=(workdir / "DONE").exists(),
+        gone=owner is not None and owner.alive() is False,
+    )
 
 
-def goodput(found: Sequence[dict[str, Any]], now: float, done: bool = False) -> Goodput:
+def goodput(
+    found: Sequence[dict[str, Any]], now: float, done: bool = False, gone: bool = False
+) -> Goodput:
     """What became of the time of a run with these events, of which one at least is a start.
 
     Args:
       found: events in their order.
       now: seconds since 1970.
       done: whether it is known otherwise that all steps are done.
+      gone: whether it is known otherwise that the process is gone.
     """
     seconds = dict.fromkeys(KINDS, 0.0)
     mark: dict[str, Any] | None = None
     path: list[_Stretch] = []
-    step = again = skipped = 0
+    step = again = skipped = saved = 0
     for event, floor in zip(found, _floors(found), strict=True):
         name = event["event"]
         if name == "start":
@@ -138,9 +149,12 @@ def goodput(found: Sequence[dict[str, Any]], now: float, done: bool = False) -> 
             for kind, spent in starting.items():
                 seconds[kind] += spent
             mark, path, step = {**event, "seconds": {}}, [], event["step"]
+            saved = step
+        elif name == "save":
+            saved = event["step"]
         elif name == "rollback":
             path.append(_Stretch(step, event["step"], floor))
-            step = event["to"]
+            step = saved = event["to"]
         elif mark and name in SIGNS:
             path.append(_Stretch(step, event["step"], floor))
             taken, kept = sum(one.taken for one in path), sum(one.kept for one in path)
@@ -150,11 +164,17 @@ def goodput(found: Sequence[dict[str, Any]], now: float, done: bool = False) -> 
     assert mark is not None
     silent = max(now - mark["time"], 0)
     state = mark["event"] if mark["event"] in ENDS else "running"
-    if state == "running" and silent > SILENT_SECONDS:
-        state = "silent"
+    if state == "running" and (gone or silent > SILENT_SECONDS):
+        state = "killed" if gone else "silent"
     counts = {name: sum(event["event"] == name for event in found) for name in COUNTED}
     return Goodput(
-        seconds, "done" if done else state, step, round(silent, 3), again, skipped, counts
+        seconds,
+        "done" if done else state,
+        max(step, saved),
+        round(silent, 3),
+        again,
+        skipped,
+        counts,
     )
 
 

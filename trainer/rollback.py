@@ -66,7 +66,9 @@ class LossSpike:
         """What is wrong with a value after those before it, None if nothing."""
         if len(before) < self.rows or math.isnan(value):
             return None
-        mean, deviation = statistics.fmean(before), statistics.pstdev(before)
+        mean = statistics.fmean(before)
+        # Rows that are all alike have a mean that differs from them in the last bit.
+        deviation = max(statistics.pstdev(before), 1e-6 * abs(mean))
         if value <= mean + self.deviations * deviation:
             return None
         return f"{self.metric} is {value:.6g}, and was {mean:.6g} ± {deviation:.2g} in the {self.rows} rows before"
@@ -130,7 +132,7 @@ class SpikeWatch:
             return None  # The row at the end of a run, which may go on later.
         value = row[self._rule.metric]
         spike = self._rule.describe(value, self._rows)
-        if spike is None and not math.isnan(value):
+        if spike is None and math.isfinite(value):
             self._rows = [*self._rows, value][-self._rule.rows :]
             self._good_row, self._anchor = step, self._saved
         return spike

@@ -144,7 +144,8 @@ class Timesheet:
         try:
             yield
         except BaseException as error:
-            event = "diverged" if isinstance(error, Diverged) else "failed"
+            named = {Diverged: "diverged", KeyboardInterrupt: "interrupted"}
+            event = named.get(type(error), "failed")
             # Of a full disk, or a workdir that is another's by now, the error says more.
             with contextlib.suppress(OSError, UserError):
                 self.tell(event, self._step, self._skipped, error=type(error).__name__)

@@ -24,7 +24,7 @@ from trainer.cluster import Cluster, batch_layout, connect
 from trainer.data_errors import data_problem, telling_retries
 from trainer.device_loop import compiled_loop
 from trainer.evaluation import Evaluation
-from trainer.exits import ConfigError, LostPeer
+from trainer.exits import ConfigError, LostPeer, UserError
 from trainer.experiment import Experiment
 from trainer.guard import Guard
 from trainer.hardware import Hardware
@@ -153,17 +153,20 @@ class Trainer:
             notes["frozen"] = self._frozen
         return checkpoint.Snapshot(int(arrays["step"]), arrays, notes)
 
-    def restore(self, which: str = "last") -> int:
+    def restore(self, which: str = "last", note: Callable[[str], None] | None = None) -> int:
         """Takes the training to a checkpoint of the workdir; returns its step, 0 if there is none.
 
         Args:
           which: "last", "best" or a step.
+          note: is told of each damaged checkpoint that is passed over; the trainer's own if None.
 
         Raises:
           ConfigError: if it does not fit the model.
           UsageError: if it is not there.
         """
-        snapshot = None if self.workdir is None else self.checkpoints.find(which, self._note)
+        snapshot = (
+            None if self.workdir is None else self.checkpoints.find(which, note or self._note)
+        )
         if snapshot is None:
             return 0
         self._assign(snapshot)
@@ -179,7 +182,7 @@ class Trainer:
             variable.assign(snapshot.arrays[name])
         self.best = dict(snapshot.notes["best"])
         self._seconds = float(snapshot.notes["seconds"])
-        if self._guard.spikes:
+        if self._guard.spikes and "rollback" in snapshot.notes:
             self._guard.spikes.restore(snapshot.notes["rollback"])
         self._guard.restored()
 
@@ -210,7 +213,7 @@ class Trainer:
         stop = threading.Event()
         with stop_signal(lambda *_: stop.set()), self.cluster.watch(self._without_peer):
             with self.timesheet.restoring():
-                restored = self.restore()
+                restored = self.restore(note=self._pass_over)
             start = restored or int(self.step.number.numpy())  # It goes on from what is in memory.
             self.cluster.check_same("the step of the last checkpoint", start)
             if start >= self.experiment.steps:
@@ -246,15 +249,15 @@ class Trainer:
             started()
             if self.workdir is not None:
                 (self.workdir / "DONE").unlink(missing_ok=True)
-            self.timesheet.start(start, self.cluster.describe(), self.cluster.waited_seconds)
+        if not restored:
+            self._keep_beginning()
+        self.timesheet.start(start, self.cluster.describe(), self.cluster.waited_seconds)
         progress = (
             Progress(self.experiment.steps, start, sys.stderr) if self.cluster.chief else None
         )
         bar = contextlib.closing(progress) if progress else contextlib.nullcontext()
         retries = telling_retries(self._note, self.ledger)
         with self.timesheet.telling_failure(), retries, bar:
-            if not restored:
-                self._keep_beginning()
             outcome = self._run_from(start, stop, texts, progress)
             self.timesheet.tell(outcome.name.lower(), int(self.step.number.numpy()), self.skipped())
         return outcome
@@ -279,6 +282,10 @@ class Trainer:
                 with self.timesheet.spent("saves"):
                     self.checkpoints.wait()  # Also when it diverged: what was being saved stays.
 
+    def _pass_over(self, damaged: str) -> None:
+        self._note(damaged)
+        self.ledger.record("damaged", error=damaged)
+
     def _writer(self, start: int) -> MetricWriter | NullWriter:
         if self.workdir is None or not self._writes:
             return NullWriter()
@@ -287,7 +294,8 @@ class Trainer:
     def _without_peer(self, missing: LostPeer) -> None:
         """What is left to do before the process ends because a worker is missing."""
         self.checkpoints.flush()
-        self.ledger.record("stall", error=str(missing))
+        with contextlib.suppress(OSError, UserError):
+            self.ledger.record("lost", error=str(missing))
 
     def _say_done(self, steps: int) -> None:
         if self.workdir is not None and self.cluster.chief and not (self.workdir / "DONE").exists():
@@ -323,26 +331,37 @@ class Trainer:
             times.add(times_of_steps, ended)
             step += count
             reached = int(self.step.number.numpy())
-            if reached != step:
+            wrong = self.cluster.any_worker(reached != step, self._guard.diverged is not None)
+            compared = any(wrong) or self._due.compares_replicas(step)
+            if compared:  # What one replica got wrong is no fault of the training.
                 self._guard.check_replicas(step)
+            if reached != step:
                 raise RuntimeError(
                     f"the step is {reached} after {count} steps from {step - count}: expected {step}"
                 )
             self._seconds = time.perf_counter() - began
             self.timesheet.loop(step, times_of_steps, ended, self.skipped)
             self._guard.check_updates(step)
-            if self._due.compares_replicas(step):
-                self._guard.check_replicas(step)
             if progress:
                 progress.update(step, times.examples_per_second(self._examples_per_step))
             improved = self._look(step, writer, progress, times)
-            stopping = self.cluster.any_worker(stop is not None and stop.is_set()) and step < until
+            (asked,) = self.cluster.any_worker(stop is not None and stop.is_set())
+            stopping = asked and step < until
             if improved or stopping or self._due.saves(step):
-                self._guard.check_replicas(step)
+                if not compared:
+                    self._guard.check_replicas(step)
                 self._save(writer)
             if stopping:
+                self._wait_for_saves()
                 return Outcome.PREEMPTED
+        self._wait_for_saves()
         return Outcome.DONE
+
+    def _wait_for_saves(self) -> None:
+        """Returns, on all workers, when all saves are on the disk: the end of a worker that saves nothing may end the chief."""
+        with self.timesheet.spent("saves"):
+            self.checkpoints.wait()
+            self.cluster.any_worker(False)
 
     @contextlib.contextmanager
     def _saving_what_came_before_bad_data(
@@ -357,7 +376,9 @@ class Trainer:
             yield
         except Exception as error:
             reached = int(self.step.number.numpy()) if data_problem(error) else 0
-            if reached and reached not in self.checkpoints.steps():
+            if reached:
+                if self.cluster.workers == 1:  # The others would have to look as well.
+                    self._guard.check_replicas(reached)
                 self._seconds = time.perf_counter() - began
                 self._save(writer)
             raise
@@ -464,23 +485,21 @@ class Trainer:
 
     def _roll_back(self, found: RollBack) -> int:
         """Takes all workers back to a checkpoint; returns its step."""
-        # All wait for the chief, whose last checkpoint may be the one.
-        self.checkpoints.wait()
-        self.cluster.any_worker(False)
+        self._wait_for_saves()  # The chief's last checkpoint may be the one.
         spikes = self._guard.spikes
         if spikes and found.to is not None:
             notes = spikes.notes()
-            start = self.restore(str(found.to))
+            start = self.restore(str(found.to), self._pass_over)
             spikes.carry_over(notes)
         else:
-            start = self.restore()
+            start = self.restore(note=self._pass_over)
             if start == 0 and self._beginning:
                 self._assign(self._beginning)
                 start = self._beginning.step
         self.cluster.check_same("the step of the checkpoint to go back to", start)
         if self._writes and found.to is not None:
             self.checkpoints.remove_after(start)
-        self._note(f"step {found.step}: {found.reason}; back to step {start}")
+        self._note(f"going back from step {found.step} to step {start}: {found.reason}")
         self.ledger.record("rollback", step=found.step, to=start, reason=found.reason)
         return start
 

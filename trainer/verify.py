@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from trainer import checkpoint, config_files, workdir
 from trainer.exits import DataProblem, UserError, one_line
+
+SAVED = "checkpoints/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +36,11 @@ class Verified:
         if not wrong:
             return None
         name, found = next(iter(wrong.items()))
+        whole = [name for name, found in self.files.items() if name.startswith(SAVED) and not found]
+        goes_on = all(name.startswith(SAVED) for name in wrong) and whole
         return DataProblem(
             f"{len(wrong)} of {len(self.files)} files in {self.folder} are damaged, {name} among them ({found}): restore them "
-            "from a backup; a training goes on from the newest checkpoint that is whole"
+            f"from a backup{f', or start again, which goes on from {whole[-1]}' if goes_on else ''}"
         )
 
     def print(self) -> None:
@@ -44,7 +49,7 @@ class Verified:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table("file", "what it is")
+        table = Table("file", "state")
         for name, found in self.files.items():
             note = f"; {self.notes[name]}" if name in self.notes else ""
             table.add_row(Text(name), Text(f"DAMAGED: {found}" if found else f"whole{note}"))
@@ -104,10 +109,10 @@ def _checkpoints(folder: Path, steps: list[int]) -> Iterator[tuple[str, str | No
         except (checkpoint.DamagedCheckpoint, DataProblem) as error:
             if not path.exists():
                 continue  # Removed by a training that goes on.
-            wrong = one_line(error)
-        yield f"checkpoints/{path.name}", wrong
+            wrong = one_line(error).removeprefix(f"{path} ")
+        yield f"{SAVED}{path.name}", wrong
     if best is not None and best not in steps:
-        yield f"checkpoints/{files.path(best).name}", "missing, and the best"
+        yield f"{SAVED}{files.path(best).name}", "missing, and the best"
 
 
 def _config(path: Path) -> str | None:
@@ -136,7 +141,10 @@ def _done(path: Path) -> str | None:
     if steps not in workdir.checkpoint_steps(path.parent / "checkpoints"):
         return f"there is no checkpoint of its step {steps}"
     rows = (path.parent / "metrics.jsonl").read_bytes().splitlines()
-    if not rows or json.loads(rows[-1])["step"] != steps:
+    last = None
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        last = json.loads(rows[-1])["step"]
+    if last != steps:
         return f"metrics.jsonl does not end with its step {steps}"
     return None
 

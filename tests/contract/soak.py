@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.contract.runs import ContractBroken, assert_equal, results
+from trainer.ledger import events
 
 ROOT = pathlib.Path(__file__).parents[2]
 PATIENCE = 300.0
@@ -121,11 +122,8 @@ class Folder:
 
     def starts(self) -> list[int]:
         """The steps from which the run was started, in order."""
-        with contextlib.suppress(OSError):
-            lines = (self.path / "events.jsonl").read_text().splitlines()
-            rows = [json.loads(line) for line in lines]
-            return [row["step"] for row in rows if row["event"] == "start"]
-        return []
+        found = events(self.path / "events.jsonl")
+        return [event["step"] for event in found if event["event"] == "start"]
 
     def done(self) -> bool:
         return (self.path / "DONE").exists()
@@ -182,7 +180,8 @@ def fill_disk(life: Life, folder: Folder, draw: random.Random) -> bool:
             except OSError:
                 block //= 2
     try:
-        life.process.wait(PATIENCE)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            life.process.wait(PATIENCE)
     finally:
         filler.unlink()
     return True

@@ -84,7 +84,7 @@ def test_a_flip_on_one_worker_takes_both_back_and_changes_no_bit(workers):
         "between the 2 replicas, and no majority tells which is right"
     )
     for worker in range(2):
-        line = f"step 40: {rollback['reason']}; back to step 25"
+        line = f"going back from step 40 to step 25: {rollback['reason']}"
         assert line in (workers / f"worker{worker}.log").read_text().splitlines()
 
 

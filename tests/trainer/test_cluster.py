@@ -393,7 +393,8 @@ def test_workers_agree():
     """Two replicas of this process stand in for two workers of one replica each."""
     strategy = connect(Hardware(replicas=2)).strategy
     workers = Cluster(strategy, xla=False, workers=2, worker=0)
-    assert [workers.any_worker(flag) for flag in (True, False, True)] == [True, False, True]
+    for flags in ((True,), (False,), (True, False, True), (False, True, False)):
+        assert workers.any_worker(*flags) == flags
     for step in (0, 1, 3, 10**9 + 7):
         workers.check_same("the step", step)
 
@@ -411,5 +412,5 @@ def test_workers_agree():
 
 def test_a_single_worker_asks_nobody():
     alone = Cluster(strategy=None, xla=False)
-    assert (alone.any_worker(True), alone.any_worker(False)) == (True, False)
+    assert (alone.any_worker(True), alone.any_worker(False, True)) == ((True,), (False, True))
     alone.check_same("the step", 3)

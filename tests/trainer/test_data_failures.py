@@ -16,6 +16,7 @@ from input_pipeline.batches import DataError
 from input_pipeline.retrying import DELAYS_SECONDS, retrying
 from tests.contract.runs import assert_equal, results
 from tests.trainer.objectives import ONE, TWO, Regression, Table, experiment, points, quiet
+from trainer import checkpoint
 from trainer.data_errors import data_problem
 from trainer.hardware import Hardware
 from trainer.report import report
@@ -152,3 +153,34 @@ def test_no_half_step_is_left_where_data_fail():
                 )
             for name, values in seen[0].items():
                 np.testing.assert_array_equal(seen[1][name], values, err_msg=name)
+
+
+def test_replicas_are_compared_before_what_came_before_bad_data_is_saved(tmp_path):
+    """A bit flips in step 4 and the data of step 6 fail: what is saved is what was learnt without the flip."""
+    source, workdir = Storage(60), tmp_path / "run"
+    source.fail(6 * 4, FOR_GOOD)
+    wanted = {"checkpoint_every": 100, "log_every": 100}
+    trainer = quiet(regression(source, **wanted), TWO_OF_4, workdir)
+    run_steps, flips = trainer._run_steps, [4]
+
+    def run(data, count):
+        times = run_steps(data, count)
+        if int(trainer.step.number.numpy()) in flips:
+            flips.clear()
+            variable = trainer.strategy.experimental_local_results(trainer.state["network/kernel"])
+            variable[1].assign(variable[1] + 1)
+        return times
+
+    trainer.__dict__["_run_steps"] = run
+    with pytest.raises(Exception) as error:
+        trainer.train()
+    assert data_problem(error.value) and not flips
+    events = [json.loads(line) for line in (workdir / "events.jsonl").open()]
+    assert [(e["step"], e["to"]) for e in events if e["event"] == "rollback"] == [(6, 0)]
+    assert trainer.checkpoints.steps() == [6]
+    quiet(regression(Storage(60), **wanted, steps=6), TWO_OF_4, tmp_path / "undisturbed").train()
+    kept, expected = (
+        checkpoint.read(tmp_path / name / "checkpoints/step-00000006.safetensors").arrays
+        for name in ("run", "undisturbed")
+    )
+    np.testing.assert_array_equal(kept["network/kernel"], expected["network/kernel"])

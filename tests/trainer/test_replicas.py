@@ -194,7 +194,7 @@ def test_before_the_first_checkpoint_it_goes_back_to_the_beginning(tmp_path, und
         for name, value in undisturbed(TWO).weights.items():
             np.testing.assert_array_equal(trainer.snapshot().arrays[name], value, err_msg=name)
     assert_equal(results(tmp_path), undisturbed(TWO))
-    line = f"step 2: {SLOT} differs {BETWEEN_2}; back to step 0"
+    line = f"going back from step 2 to step 0: {SLOT} differs {BETWEEN_2}"
     assert notes[1] == line and notes.count(line) == 2
     assert trainer._beginning.step == 0  # It has no other.
 

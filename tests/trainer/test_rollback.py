@@ -187,7 +187,9 @@ def interrupted(workdir, hardware, kills=(), stops=()):
         trainer = quiet(spiking(), hardware, workdir)
         run_steps = trainer._run_steps
         stop = {"set": False}
-        trainer.cluster.__dict__["any_worker"] = lambda flag, stop=stop: stop["set"]
+        trainer.cluster.__dict__["any_worker"] = lambda *flags, stop=stop: (
+            flags if len(flags) > 1 else (stop["set"],)
+        )
 
         def run(data, count, trainer=trainer, run_steps=run_steps, stop=stop):
             here = (trainer._guard.spikes.shift // 2, int(trainer.step.number.numpy()))

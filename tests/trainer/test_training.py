@@ -34,9 +34,10 @@ from tests.trainer.objectives import (
     script,
     values,
 )
-from trainer import durable
+from trainer import checkpoint, durable
 from trainer.exits import CannotCreate, ConfigError, DataProblem, UsageError
 from trainer.hardware import Hardware
+from trainer.ledger import events
 from trainer.metrics import MetricWriter
 from trainer.trainer import Outcome
 
@@ -137,6 +138,27 @@ def test_sigterm_saves_at_the_end_of_the_loop_and_changes_no_bit(
         assert signal.getsignal(signal.SIGTERM) is before
     assert outcomes == [Outcome.PREEMPTED, Outcome.PREEMPTED, Outcome.DONE]
     assert_equal(results(tmp_path), undisturbed)
+
+
+def test_a_preempted_run_ends_when_its_save_is_on_the_disk(tmp_path, monkeypatch):
+    """On all workers: the launcher ends the chief, which saves, as soon as another has ended."""
+    trainer = quiet(regression(), LOOPS_OF_3, tmp_path)
+    tmp_path.joinpath("checkpoints").mkdir()
+    write, asked, stop = checkpoint.write, [], threading.Event()
+
+    def slow(path, *rest):
+        time.sleep(0.5)
+        write(path, *rest)
+
+    def any_worker(*flags):
+        asked.append(trainer.checkpoints.steps())
+        return flags
+
+    monkeypatch.setattr(checkpoint, "write", slow)
+    trainer.cluster.__dict__["any_worker"] = any_worker
+    stop.set()
+    assert trainer.run(trainer.data(0), 0, stop=stop) is Outcome.PREEMPTED
+    assert trainer.checkpoints.steps() == asked[-1] == [3] and asked[-2] == []
 
 
 def test_sigterm_while_the_device_computes(tmp_path):
@@ -495,10 +517,17 @@ def test_nothing_whole_ends_the_run_and_changes_nothing(tmp_path):
     quiet(regression(), LOOPS_OF_3, tmp_path).train()
     for path in (tmp_path / "checkpoints").iterdir():
         path.write_bytes(b"")
-    before = contents(tmp_path)
+    ledger = tmp_path / "events.jsonl"
+    before, told = contents(tmp_path), len(events(ledger))
     with pytest.raises(DataProblem, match="is whole: restore one from a backup, or remove"):
         quiet(regression(), LOOPS_OF_3, tmp_path).train()
-    assert contents(tmp_path) == before
+    ours = {
+        path: content for path, content in contents(tmp_path).items() if path.name != ledger.name
+    }
+    assert ours == {path: content for path, content in before.items() if path.name != ledger.name}
+    damaged = [event["error"] for event in events(ledger)[told:]]
+    assert len(damaged) == len(list((tmp_path / "checkpoints").iterdir()))
+    assert all(line.endswith("falling back to the checkpoint before it") for line in damaged)
 
 
 def test_a_full_disk_ends_the_run_and_it_goes_on_later(tmp_path, monkeypatch, undisturbed):
