@@ -39,6 +39,7 @@ from trainer.schedule import Schedule
 from trainer.step import Step
 from trainer.timesheet import Timesheet
 from trainer.timing import StepTimes
+from trainer.training_state import TrainingState
 
 
 class Outcome(enum.Enum):
@@ -118,11 +119,16 @@ class Trainer:
             functools.partial(self.ledger.record, "save"),
         )
         self.timesheet = Timesheet(self.ledger, began)
-        self.best: dict[str, Any] = {}
-        self._seconds = 0.0
-        self._beginning: checkpoint.Snapshot | None = None
         self._guard = Guard(
             experiment, self.step, self.cluster, self.ledger, self.hardware.max_rollbacks
+        )
+        self._kept = TrainingState(
+            self.step,
+            self._guard,
+            self.cluster,
+            None if self.workdir is None else self.checkpoints,
+            self.ledger,
+            self.timesheet,
         )
 
     def _check_best_metric(self) -> None:
@@ -143,53 +149,26 @@ class Trainer:
         """Every variable of the training, by the name under which checkpoints keep it."""
         return self.step.state
 
+    @property
+    def best(self) -> Mapping[str, Any]:
+        """Step and value of the best evaluation so far; empty if there was none."""
+        return self._kept.best
+
     def snapshot(self) -> checkpoint.Snapshot:
         """The training as it stands."""
-        arrays = {name: variable.numpy() for name, variable in self.state.items()}
-        notes: dict[str, Any] = {"seconds": self._seconds, "best": self.best}
-        if self._guard.spikes:
-            notes["rollback"] = self._guard.spikes.notes()
-        if self._frozen is not None:
-            notes["frozen"] = self._frozen
-        return checkpoint.Snapshot(int(arrays["step"]), arrays, notes)
+        return self._kept.snapshot()
 
-    def restore(self, which: str = "last", note: Callable[[str], None] | None = None) -> int:
+    def restore(self, which: str = "last") -> int:
         """Takes the training to a checkpoint of the workdir; returns its step, 0 if there is none.
 
         Args:
           which: "last", "best" or a step.
-          note: is told of each damaged checkpoint that is passed over; the trainer's own if None.
 
         Raises:
           ConfigError: if it does not fit the model.
           UsageError: if it is not there.
         """
-        snapshot = (
-            None if self.workdir is None else self.checkpoints.find(which, note or self._note)
-        )
-        if snapshot is None:
-            return 0
-        self._assign(snapshot)
-        return snapshot.step
-
-    def _assign(self, snapshot: checkpoint.Snapshot) -> None:
-        path = self.checkpoints.path(snapshot.step)
-        state = self.state
-        expected = {name: checkpoint.form(variable) for name, variable in state.items()}
-        checkpoint.check_fit(snapshot, expected, path)
-        pretrained.check_same(snapshot.notes.get("frozen"), self._frozen, path)
-        for name, variable in state.items():
-            variable.assign(snapshot.arrays[name])
-        self.best = dict(snapshot.notes["best"])
-        self._seconds = float(snapshot.notes["seconds"])
-        if self._guard.spikes and "rollback" in snapshot.notes:
-            self._guard.spikes.restore(snapshot.notes["rollback"])
-        self._guard.restored()
-
-    @functools.cached_property
-    def _frozen(self) -> str | None:
-        """Digest of the weights that nothing moves."""
-        return pretrained.digest(self.step.frozen)
+        return self._kept.restore(which, self._note)
 
     # ------------------------------------------------------------------ training
 
@@ -213,7 +192,7 @@ class Trainer:
         stop = threading.Event()
         with stop_signal(lambda *_: stop.set()), self.cluster.watch(self._without_peer):
             with self.timesheet.restoring():
-                restored = self.restore(note=self._pass_over)
+                restored = self._kept.restore_for_training(self._note)
             start = restored or int(self.step.number.numpy())  # It goes on from what is in memory.
             self.cluster.check_same("the step of the last checkpoint", start)
             if start >= self.experiment.steps:
@@ -250,7 +229,7 @@ class Trainer:
             if self.workdir is not None:
                 (self.workdir / "DONE").unlink(missing_ok=True)
         if not restored:
-            self._keep_beginning()
+            self._kept.keep_beginning()
         self.timesheet.start(start, self.cluster.describe(), self.cluster.waited_seconds)
         progress = (
             Progress(self.experiment.steps, start, sys.stderr) if self.cluster.chief else None
@@ -277,14 +256,10 @@ class Trainer:
                         writer.text(name, text, start)
                     return self.run(self.data(start), start, writer, progress, stop)
             except RollBack as found:
-                start = self._roll_back(found)
+                start = self._kept.roll_back(found, self._note)
             finally:
                 with self.timesheet.spent("saves"):
                     self.checkpoints.wait()  # Also when it diverged: what was being saved stays.
-
-    def _pass_over(self, damaged: str) -> None:
-        self._note(damaged)
-        self.ledger.record("damaged", error=damaged)
 
     def _writer(self, start: int) -> MetricWriter | NullWriter:
         if self.workdir is None or not self._writes:
@@ -322,7 +297,7 @@ class Trainer:
           until: the step to end at; the experiment's if None.
         """
         times, writer = StepTimes(), writer or NullWriter()
-        until, began = until or self.experiment.steps, time.perf_counter() - self._seconds
+        until, began = until or self.experiment.steps, time.perf_counter() - self._kept.seconds
         while step < until:
             count = min(self._due.steps_from(step), until - step)
             with self._saving_what_came_before_bad_data(writer, began):
@@ -339,7 +314,7 @@ class Trainer:
                 raise RuntimeError(
                     f"the step is {reached} after {count} steps from {step - count}: expected {step}"
                 )
-            self._seconds = time.perf_counter() - began
+            self._kept.seconds = time.perf_counter() - began
             self.timesheet.loop(step, times_of_steps, ended, self.skipped)
             self._guard.check_updates(step)
             if progress:
@@ -350,18 +325,12 @@ class Trainer:
             if improved or stopping or self._due.saves(step):
                 if not compared:
                     self._guard.check_replicas(step)
-                self._save(writer)
+                self._kept.save(writer)
             if stopping:
-                self._wait_for_saves()
+                self._kept.wait_for_saves()
                 return Outcome.PREEMPTED
-        self._wait_for_saves()
+        self._kept.wait_for_saves()
         return Outcome.DONE
-
-    def _wait_for_saves(self) -> None:
-        """Returns, on all workers, when all saves are on the disk: the end of a worker that saves nothing may end the chief."""
-        with self.timesheet.spent("saves"):
-            self.checkpoints.wait()
-            self.cluster.any_worker(False)
 
     @contextlib.contextmanager
     def _saving_what_came_before_bad_data(
@@ -379,8 +348,8 @@ class Trainer:
             if reached:
                 if self.cluster.workers == 1:  # The others would have to look as well.
                     self._guard.check_replicas(reached)
-                self._seconds = time.perf_counter() - began
-                self._save(writer)
+                self._kept.seconds = time.perf_counter() - began
+                self._kept.save(writer)
             raise
 
     @property
@@ -408,9 +377,9 @@ class Trainer:
             row |= {f"eval/{name}": value for name, value in evaluated.items()}
         if row:
             self._fence()
-            writer.write(step, step * self._examples_per_step, self._seconds, row)
+            writer.write(step, step * self._examples_per_step, self._kept.seconds, row)
             if progress:
-                progress.report(step, row, rate, self._seconds)
+                progress.report(step, row, rate, self._kept.seconds)
         if self._due.logs(step):
             self._guard.check_row(step, row)
         if self._writes and self._due.samples(step):
@@ -419,7 +388,7 @@ class Trainer:
                     self._draw(step, writer)
             except Exception:
                 # What cannot be drawn or written now could not at the next start either: what was learnt must not wait for it.
-                self._save(writer)
+                self._kept.save(writer)
                 raise
         return improved
 
@@ -441,25 +410,8 @@ class Trainer:
         sign = 1 if self.experiment.best_direction == "min" else -1
         if not np.isfinite(value) or (best is not None and sign * value >= sign * best):
             return False
-        self.best = {"step": step, "value": value}
+        self._kept.best = {"step": step, "value": value}
         return True
-
-    def _save(self, writer: MetricWriter | NullWriter) -> None:
-        """Saves; rows of metrics are on the disk before the checkpoint."""
-        best, needed = self.best.get("step"), set()
-        if self._guard.spikes:
-            needed = self._guard.spikes.saving(int(self.step.number.numpy()), best)
-        if self.workdir is None:
-            return
-        self._beginning = None
-        if not self._writes:
-            return
-        began = time.perf_counter()
-        with self.timesheet.spent("saves"):
-            self.checkpoints.wait()
-            snapshot = self.snapshot()
-            waited = time.perf_counter() - began
-            self.checkpoints.save(snapshot, best, needed, before=writer.sync, waited=waited)
 
     def skipped(self) -> int:
         """Updates of all phases that were not made, since something was not finite."""
@@ -469,39 +421,6 @@ class Trainer:
     def _writes(self) -> bool:
         """Whether there is a workdir and this worker writes in it."""
         return self.workdir is not None and self.cluster.chief
-
-    # ------------------------------------------------------------------ going back
-
-    def _keep_beginning(self) -> None:
-        """Keeps what it would go back to until the first checkpoint is there."""
-        if self._guard.spikes:
-            if self.workdir is None:
-                raise ConfigError(
-                    "Experiment.rollback goes back to checkpoints: give a workdir, or set it to None"
-                )
-            self._save(NullWriter())
-        elif self.cluster.replicas > 1:
-            self._beginning = self.snapshot()
-
-    def _roll_back(self, found: RollBack) -> int:
-        """Takes all workers back to a checkpoint; returns its step."""
-        self._wait_for_saves()  # The chief's last checkpoint may be the one.
-        spikes = self._guard.spikes
-        if spikes and found.to is not None:
-            notes = spikes.notes()
-            start = self.restore(str(found.to), self._pass_over)
-            spikes.carry_over(notes)
-        else:
-            start = self.restore(note=self._pass_over)
-            if start == 0 and self._beginning:
-                self._assign(self._beginning)
-                start = self._beginning.step
-        self.cluster.check_same("the step of the checkpoint to go back to", start)
-        if self._writes and found.to is not None:
-            self.checkpoints.remove_after(start)
-        self._note(f"going back from step {found.step} to step {start}: {found.reason}")
-        self.ledger.record("rollback", step=found.step, to=start, reason=found.reason)
-        return start
 
     # ------------------------------------------------------------------ device
 

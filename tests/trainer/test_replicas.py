@@ -196,7 +196,7 @@ def test_before_the_first_checkpoint_it_goes_back_to_the_beginning(tmp_path, und
     assert_equal(results(tmp_path), undisturbed(TWO))
     line = f"going back from step 2 to step 0: {SLOT} differs {BETWEEN_2}"
     assert notes[1] == line and notes.count(line) == 2
-    assert trainer._beginning.step == 0  # It has no other.
+    assert trainer._kept.beginning.step == 0  # It has no other.
 
 
 def test_a_machine_that_is_wrong_again_and_again_ends_the_run(tmp_path, monkeypatch, capsys):

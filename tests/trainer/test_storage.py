@@ -258,7 +258,7 @@ def test_seconds_of_snapshots_and_of_saves_that_are_too_slow_are_told(
             time.sleep(0.8)
         write(path, *more)
 
-    monkeypatch.setattr(trainer, "snapshot", slow_snapshot)
+    monkeypatch.setattr(trainer._kept, "snapshot", slow_snapshot)
     monkeypatch.setattr(durable, "write", slow_write)
     trainer.train()
     one, other = saves(tmp_path)
