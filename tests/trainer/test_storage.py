@@ -247,7 +247,7 @@ def test_seconds_of_snapshots_and_of_saves_that_are_too_slow_are_told(
 ) -> None:
     """A second save that must wait for the first, and copies from a device that is slow."""
     trainer = quiet(regression(steps=4, checkpoint_every=2), LOOPS_OF_2, tmp_path)
-    snapshot, write = trainer.snapshot, durable.write
+    snapshot, write = trainer._kept.snapshot, durable.write
 
     def slow_snapshot():
         time.sleep(0.2)
