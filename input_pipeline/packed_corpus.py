@@ -1,7 +1,7 @@
 """Corpora packed: a folder of token ids, which are mapped into memory and not loaded.
 
 train.npy, validation.npy, test.npy   uint8, uint16 or int32 [n], those parts that there are
-tokenizer.json                        see `tokenization.read_tokenizer`
+tokenizer.json                        see `subwords.read_tokenizer`
 index.json                            format and version, vocabulary's size, and the size and SHA-256 of each file
 """
 

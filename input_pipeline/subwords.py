@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.batches import DataError
-from input_pipeline.tokenization import LINE_END, cut, starts
+from input_pipeline.tokenization import (
+    LINE_END,
+    Bytes,
+    Characters,
+    Tokenizer,
+    Words,
+    cut,
+    starts,
+)
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -180,3 +188,23 @@ def _symbols() -> list[str]:
     shows = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in shows]
     return [chr(byte if byte in shows else 256 + others.index(byte)) for byte in range(256)]
+
+
+def read_tokenizer(text: str) -> Tokenizer:
+    """The tokenizer that `to_json` wrote, or one in the form of Hugging Face's tokenizer.json.
+
+    Raises:
+      ValueError: if the text is neither.
+      DataError: if the library for it is not installed.
+    """
+    state: Any = json.loads(text)
+    if not isinstance(state, dict):
+        raise ValueError("it is no tokenizer")
+    kind = state.get("tokens")
+    if kind == "characters":
+        return Characters(state["vocabulary"])
+    if kind == "bytes":
+        return Bytes()
+    if kind == "words":
+        return Words(state["vocabulary"])
+    return Subwords(text)

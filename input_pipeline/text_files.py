@@ -12,13 +12,12 @@ import numpy as np
 from input_pipeline.batches import DataError
 from input_pipeline.corpus import Corpus, cuts
 from input_pipeline.reading import TABLES, read_column, read_utf8
-from input_pipeline.subwords import Subwords
+from input_pipeline.subwords import Subwords, read_tokenizer
 from input_pipeline.tokenization import (
     Bytes,
     Characters,
     Tokenizer,
     Words,
-    read_tokenizer,
     smallest_dtype,
 )
 

@@ -6,7 +6,7 @@ import collections
 import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class Tokenizer(Protocol):
         """The text of tokens, integers `[n]`."""
 
     def to_json(self) -> str:
-        """What `read_tokenizer` makes an equal one of."""
+        """What `subwords.read_tokenizer` makes an equal one of."""
 
 
 class Characters:
@@ -196,28 +196,6 @@ class Words:
 
     def to_json(self) -> str:
         return json.dumps({"tokens": "words", "vocabulary": self.vocabulary}, indent=0)
-
-
-def read_tokenizer(text: str) -> Tokenizer:
-    """The tokenizer that `to_json` wrote, or one in the form of Hugging Face's tokenizer.json.
-
-    Raises:
-      ValueError: if the text is neither.
-      DataError: if the library for it is not installed.
-    """
-    state: Any = json.loads(text)
-    if not isinstance(state, dict):
-        raise ValueError("it is no tokenizer")
-    kind = state.get("tokens")
-    if kind == "characters":
-        return Characters(state["vocabulary"])
-    if kind == "bytes":
-        return Bytes()
-    if kind == "words":
-        return Words(state["vocabulary"])
-    from input_pipeline.subwords import Subwords
-
-    return Subwords(text)
 
 
 def cut(text: str, behind: re.Pattern[str] | None = None) -> Iterator[str]:

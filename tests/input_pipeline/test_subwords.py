@@ -10,8 +10,7 @@ import tokenizers
 
 from input_pipeline import tokenization
 from input_pipeline.batches import DataError
-from input_pipeline.subwords import Subwords
-from input_pipeline.tokenization import read_tokenizer
+from input_pipeline.subwords import Subwords, read_tokenizer
 
 TEXT = topics["with"] + topics["try"]
 STRANGE = "\n\nnaïve – 𝔘nicode\n 日本 \t<|end|>  and\r\nmore <unk>"

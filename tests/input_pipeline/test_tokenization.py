@@ -7,7 +7,8 @@ import pytest
 
 from input_pipeline import tokenization
 from input_pipeline.batches import DataError
-from input_pipeline.tokenization import Bytes, Characters, Words, read_tokenizer, smallest_dtype
+from input_pipeline.subwords import read_tokenizer
+from input_pipeline.tokenization import Bytes, Characters, Words, smallest_dtype
 
 TEXT = "naïve – 𝔘nicode\n\n日本 \t and\r\nmore\n"
 
