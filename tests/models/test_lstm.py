@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from input_pipeline.noise import Noise
+from models import lstm
 from models.lstm import LSTM
 
 BATCH, TIME, INPUTS, UNITS = 2, 4, 3, 5
@@ -108,6 +109,30 @@ def test_a_recurrent_mask_against_numpy(jit):
         np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-14)
     for value, expected in zip(gradients, finite_differences(arguments, mask), strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_rows_in_two_halves_are_the_whole(monkeypatch):
+    layer, mask = make(), tf.constant(2.0 * RNG.integers(0, 2, [BATCH, UNITS]))
+    whole = run(layer, X, (H, C), mask=mask)
+    monkeypatch.setattr(lstm, "WORTH_HALVING", 1)
+    assert lstm._parts(tf.constant(H)) == 2
+    halves = run(layer, X, (H, C), mask=mask)
+    for one, other in zip(tf.nest.flatten(halves), tf.nest.flatten(whole), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-15)
+
+
+def test_a_program_of_xla_has_one_loop(monkeypatch):
+    """In it nothing is done side by side, and nothing is compiled apart."""
+    monkeypatch.setattr(lstm, "WORTH_HALVING", 1)
+    found = []
+
+    @tf.function(jit_compile=True)
+    def compiled(h):
+        found.append((lstm._parts(h), lstm._in_xla()))
+        return h
+
+    compiled(tf.constant(H))
+    assert found == [(1, True)] and not lstm._in_xla()
 
 
 def test_one_step_by_hand():
