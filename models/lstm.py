@@ -13,8 +13,8 @@ from models.objective import Noise
 
 State = tuple[tf.Tensor, tf.Tensor]
 """Output h and cell c of one layer, `[b, units]` each, in the variable dtype."""
-WORTH_HALVING = 8192
-"""Numbers in h from which on its rows are done in two halves on CPU."""
+LARGE = 4096
+"""Numbers in h from which on the loops are compiled, which takes a second, and on CPU the rows are done in two halves."""
 
 
 class LSTM(keras.layers.Layer):
@@ -114,8 +114,8 @@ def _recurrence(
     """The recurrence over time, differentiable once.
 
     The gradient is written out, so that the loop back in time holds the small products alone, and those for the weights'
-    gradients are large ones after it. Both loops are compiled by XLA, as a part of the program where that is compiled as a
-    whole. On CPU the rows are done in two halves side by side: while one multiplies, the other does what is between two
+    gradients are large ones after it. Both loops are compiled by XLA, unless they are small; in a program that is compiled as a
+    whole they are a part of it. On CPU the rows are done in two halves side by side: while one multiplies, the other does what is between two
     products. Measured against loops of TensorFlow with one product for all gates (2 layers of 512 units, 64 × 100, 2
     cores): 1.5 times as fast, and faster than PyTorch's fused layers; `scripts/benchmark lstm`.
 
@@ -131,11 +131,10 @@ def _recurrence(
     Returns:
       h of all times `[b, time, units]` and the last c `[b, units]`.
     """
-    parts = _parts(h)
+    large = h.shape.is_fully_defined() and h.shape.num_elements() >= LARGE and not _in_xla()
+    forward, backward = (_compiled_forward, _compiled_backward) if large else (_forward, _backward)
+    parts = 2 if large and h.shape[0] % 2 == 0 and not _accelerated() else 1
     masks = [None] * parts if mask is None else tf.split(mask, parts)
-    forward, backward = (
-        (_forward, _backward) if _in_xla() else (_compiled_forward, _compiled_backward)
-    )
 
     @tf.custom_gradient
     def run(
@@ -273,11 +272,8 @@ _compiled_forward = tf.function(_forward, jit_compile=True, autograph=False)
 _compiled_backward = tf.function(_backward, jit_compile=True, autograph=False)
 
 
-def _parts(h: tf.Tensor) -> int:
-    """In how many parts the rows of h are done side by side."""
-    many = bool(h.shape[0]) and h.shape[0] % 2 == 0 and h.shape[0] * h.shape[1] >= WORTH_HALVING
-    accelerated = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU")
-    return 2 if many and not accelerated and not _in_xla() else 1
+def _accelerated() -> bool:
+    return bool(tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU"))
 
 
 def _in_xla() -> bool:

@@ -111,28 +111,22 @@ def test_a_recurrent_mask_against_numpy(jit):
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-8)
 
 
-def test_rows_in_two_halves_are_the_whole(monkeypatch):
+@pytest.mark.parametrize("jit", [False, True])
+def test_large_loops_are_compiled_in_two_halves_and_the_same(jit, monkeypatch):
+    """Unless they are a part of a program that is compiled."""
     layer, mask = make(), tf.constant(2.0 * RNG.integers(0, 2, [BATCH, UNITS]))
-    whole = run(layer, X, (H, C), mask=mask)
-    monkeypatch.setattr(lstm, "WORTH_HALVING", 1)
-    assert lstm._parts(tf.constant(H)) == 2
-    halves = run(layer, X, (H, C), mask=mask)
-    for one, other in zip(tf.nest.flatten(halves), tf.nest.flatten(whole), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-15)
-
-
-def test_a_program_of_xla_has_one_loop(monkeypatch):
-    """In it nothing is done side by side, and nothing is compiled apart."""
-    monkeypatch.setattr(lstm, "WORTH_HALVING", 1)
-    found = []
-
-    @tf.function(jit_compile=True)
-    def compiled(h):
-        found.append((lstm._parts(h), lstm._in_xla()))
-        return h
-
-    compiled(tf.constant(H))
-    assert found == [(1, True)] and not lstm._in_xla()
+    expected = run(layer, X, (H, C), mask=mask)
+    rows = []
+    for name in ["_compiled_forward", "_compiled_backward"]:
+        compiled = getattr(lstm, name)
+        monkeypatch.setattr(
+            lstm, name, lambda *a, compiled=compiled: (rows.append(a[0].shape[0]), compiled(*a))[1]
+        )
+    monkeypatch.setattr(lstm, "LARGE", 1)
+    found = run(layer, X, (H, C), jit, mask=mask)
+    assert rows == ([] if jit else [BATCH // 2] * 4)
+    for one, other in zip(tf.nest.flatten(found), tf.nest.flatten(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
 
 
 def test_one_step_by_hand():
