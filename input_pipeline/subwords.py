@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.batches import DataError
+from input_pipeline.sentence_pieces import SentencePieces
 from input_pipeline.tokenization import (
     LINE_END,
     Bytes,
@@ -207,4 +208,6 @@ def read_tokenizer(text: str) -> Tokenizer:
         return Bytes()
     if kind == "words":
         return Words(state["vocabulary"])
+    if kind == "sentencepiece":
+        return SentencePieces.of_json(state)
     return Subwords(text)

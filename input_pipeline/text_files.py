@@ -12,6 +12,8 @@ import numpy as np
 from input_pipeline.batches import DataError
 from input_pipeline.corpus import Corpus, cuts
 from input_pipeline.reading import TABLES, read_column, read_utf8
+from input_pipeline.retrying import read_bytes
+from input_pipeline.sentence_pieces import SentencePieces
 from input_pipeline.subwords import Subwords, read_tokenizer
 from input_pipeline.tokenization import (
     Bytes,
@@ -21,7 +23,9 @@ from input_pipeline.tokenization import (
     smallest_dtype,
 )
 
-TOKENS = ("characters", "bytes", "words", "subwords")
+TOKENS = ("characters", "bytes", "words", "subwords", "sentencepiece")
+LEARNT = ("words", "subwords", "sentencepiece")
+"""Tokens of which `vocabulary` says how many."""
 DIVISIBLE = ("characters", "bytes")
 """Tokens of which texts are cut anywhere."""
 NAMED = 20
@@ -44,8 +48,9 @@ def text_files(
 
     Args:
       path: of a file, or of a folder, whose files `*.txt` are read in the order of their names, a new line between two.
-      tokens: "characters", "bytes", "words" (see `tokenization.Words`) or "subwords" (see `subwords.Subwords`), or the path of a
-        tokenizer.json, of a packed corpus or in the form of Hugging Face's, or of a folder: see `load_tokenizer`.
+      tokens: "characters", "bytes", "words" (see `tokenization.Words`), "subwords" (see `subwords.Subwords`) or "sentencepiece" (see
+        `sentence_pieces.SentencePieces`), or the path of a tokenizer.json, of a packed corpus or in the form of Hugging Face's, of
+        a SentencePiece `.model`, or of a folder: see `load_tokenizer`.
       vocabulary: how many words, with "<eos>" and "<unk>", or subwords; of words all, if None.
       extra_characters: that have tokens even if the training part lacks them.
       validation: the share held out to validate by, or the path of a file or folder of its own.
@@ -119,7 +124,7 @@ def make_tokenizer(
     texts: Mapping[str, str], tokens: str, vocabulary: int | None, extra_characters: str
 ) -> Tokenizer:
     """The tokenizer of texts in parts, learnt from the part "train", as `text_files` says."""
-    if vocabulary is not None and tokens not in ("words", "subwords"):
+    if vocabulary is not None and tokens not in LEARNT:
         raise ValueError(
             f'vocabulary is {vocabulary}: it is for words and subwords, and tokens is "{tokens}"'
         )
@@ -142,29 +147,33 @@ def _make_tokenizer(
         return Bytes()
     if tokens == "words":
         return Words.of(text, vocabulary)
-    if tokens == "subwords":
+    if tokens in ("subwords", "sentencepiece"):
         if vocabulary is None:
             raise ValueError("vocabulary is None: say how many subwords, such as 8192")
-        return Subwords.of(text, vocabulary)
-    if tokens.endswith(".json") or pathlib.Path(tokens).is_dir():
+        return (Subwords if tokens == "subwords" else SentencePieces).of(text, vocabulary)
+    if tokens.endswith((".json", ".model")) or pathlib.Path(tokens).is_dir():
         return load_tokenizer(tokens)
     raise ValueError(
-        f'tokens is "{tokens}": choose one of {", ".join(TOKENS)}, or the path of a tokenizer.json, or of '
-        "a folder that has one"
+        f'tokens is "{tokens}": choose one of {", ".join(TOKENS)}, or the path of a tokenizer.json or '
+        "a .model, or of a folder that has one"
     )
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, or of a model's folder: of its tokenizer.json, or of GPT-2's vocab.json and merges.txt.
+    """The tokenizer of a tokenizer.json, of a SentencePiece .model, or of a model's folder: of its tokenizer.json, else
+    tokenizer.model, else GPT-2's vocab.json and merges.txt.
 
     Raises:
       DataError: if it cannot be read, is none, or the library for it is not installed.
     """
     file = pathlib.Path(path)
     if file.is_dir():
-        if not (file / "tokenizer.json").exists():
+        names = [n for n in ("tokenizer.json", "tokenizer.model") if (file / n).exists()]
+        if not names:
             return _load_merges(file)
-        file /= "tokenizer.json"
+        file /= names[0]
+    if file.suffix == ".model":
+        return _load_sentence_pieces(file)
     text = read_utf8(file)
     try:
         return read_tokenizer(text)
@@ -172,6 +181,17 @@ def load_tokenizer(path: str) -> Tokenizer:
         raise
     except (KeyError, ValueError) as error:
         raise DataError(f"{file} is no tokenizer.json ({error}): name another") from None
+
+
+def _load_sentence_pieces(file: pathlib.Path) -> SentencePieces:
+    try:
+        return SentencePieces(read_bytes(file))
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror}): check the path") from None
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{file} is {error}: name another") from None
 
 
 def _load_merges(folder: pathlib.Path) -> Subwords:

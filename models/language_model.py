@@ -19,8 +19,8 @@ DECODING = Decoding()
 
 
 class LanguageModel:
-    """Predicts each token of a window from those before it. Implements `objective.Objective`, `Carrying`, `Pretrained`,
-    `Summarised` and `Writing`.
+    """Predicts each token of a window from those before it. Implements `objective.Objective`, `Carrying`, `Charted`,
+    `Pretrained`, `Summarised` and `Writing`.
 
     Along streams of text a network's state is carried from a window to the next, if it has one, and the gradient is cut
     between them (truncated back-propagation through time; Zaremba et al. 2014). Else each window begins with nothing
@@ -31,6 +31,8 @@ class LanguageModel:
       network: makes the network: `network(vocabulary, noise=…, name=…)`.
       decoding: how samples are drawn.
       optimizer: moves the network.
+      gates: tokens of the first held-out window, its last, along which pictures beside the samples show what the network's
+        gates do; 0 for none.
 
     Raises:
       ValueError: if the data are no tokens, or the decoding does not fit them; from `build`, if windows or samples are longer
@@ -44,6 +46,7 @@ class LanguageModel:
         network: TokenNetworkFactory = LSTMNetwork,
         decoding: Decoding = DECODING,
         optimizer: Optimizer = CLIPPED_ADAM,
+        gates: int = 0,
     ):
         self.vocabulary = _vocabulary(element_spec)
         decoding.check(self.vocabulary)
@@ -52,10 +55,20 @@ class LanguageModel:
         self.network_factory = network
         self.decoding = decoding
         self.optimizer = optimizer
+        if not 0 <= gates <= self.window:
+            raise ValueError(
+                f"gates is {gates}, and windows have {self.window} tokens: set it to one of 0 to {self.window}"
+            )
+        self.gates = gates
+        self.charts = self._charts if gates else None
 
     def build(self, noise: Noise) -> None:
         self.network = self.network_factory(self.vocabulary, noise=noise("network"), name="network")
         self._check_context(self.network.context)
+        if self.gates and not hasattr(self.network, "charts"):
+            raise ValueError(
+                f"gates is {self.gates}, and {type(self.network).__name__} has no gates to show: set it to 0"
+            )
         self.networks = {"network": self.network}
         self.pretrained = self.network.variables if self.network.pretrained else []
         self.notes = getattr(self.network, "notes", ())
@@ -127,6 +140,15 @@ class LanguageModel:
 
     def go_on(self, noise: Noise, state: State, count: int) -> tuple[tf.Tensor, State]:
         return self.decoding.go_on(self.network, noise, state, count)
+
+    def _charts(self, batch: Batch) -> tuple[tf.Tensor, dict[str, dict[str, tf.Tensor]]]:
+        # The tokens before those that are shown are read too.
+        tokens, shown = batch["tokens"][0, :-1], slice(-self.gates, None)
+        charts = self.network.charts(tokens)
+        return tokens[shown], {
+            layer: {name: numbers[:, shown] for name, numbers in panels.items()}
+            for layer, panels in charts.items()
+        }
 
     def _decoding(self, prompt: Sequence[int] | None) -> Decoding:
         """With this prompt if there is one."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import keras
 import tensorflow as tf
 
 from models.embedding import embed
+from models.gates import gates
 from models.initializers import Normal, Uniform
 from models.layers import Dropout
-from models.lstm import LSTM
+from models.lstm import LSTM, State
 from models.objective import Noise
+from models.zoneout import Zoneout
 
 
 class LSTMNetwork(keras.layers.Layer):
@@ -28,6 +31,8 @@ class LSTMNetwork(keras.layers.Layer):
       dropout: rate, on the inputs of each LSTM layer and of the logits (Zaremba et al. 2014).
       variational: whether it has one mask for all times of a window (Gal & Ghahramani 2016).
       recurrent_dropout: rate on h within each layer, with one mask for all times of a window.
+      zoneout_h: rate at which units keep h of the time before (Krueger et al. 2017), on a slower path: see `zoneout.Zoneout`.
+      zoneout_c: the same of their cells.
       initial_range: all matrices start uniform in ± it; None for ±1/√units of LSTM layers and logits, and normal vectors
         of variance 1, if tied 1 / embedding.
       forget_bias: of the LSTM layers at the start.
@@ -48,6 +53,8 @@ class LSTMNetwork(keras.layers.Layer):
         dropout: float = 0.0,
         variational: bool = False,
         recurrent_dropout: float = 0.0,
+        zoneout_h: float = 0.0,
+        zoneout_c: float = 0.0,
         initial_range: float | None = None,
         forget_bias: float = 1.0,
         tied: bool = False,
@@ -77,6 +84,7 @@ class LSTMNetwork(keras.layers.Layer):
             Dropout(dropout, f"dropout_{i}", variational) for i in range(len(widths) + 1)
         ]
         self.recurrent_dropout = Dropout(recurrent_dropout, "recurrent_dropout")
+        self.zoneout = Zoneout(zoneout_h, zoneout_c)
         self.build()
 
     def build(self, input_shape: Sequence[int | None] | None = None) -> None:
@@ -122,13 +130,37 @@ class LSTMNetwork(keras.layers.Layer):
             names = _names(layer)
             before = None if state is None else (state[names[0]], state[names[1]])
             mask = self._recurrent_mask(layer, tokens.shape[0], noise, training)
-            x, new = layer(self._drop(i, x, noise, training), before, mask)
+            x = self._drop(i, x, noise, training)
+            x, new = self._run(layer, x, before, mask, noise, training)
             after |= dict(zip(names, new, strict=True))
         x = self._drop(len(self.layers), x, noise, training)
         rows = tf.reshape(x, [-1, x.shape[-1]])
         kernel = tf.cast(self.table if self.tied else self.kernel, x.dtype)
         logits = tf.matmul(rows, kernel, transpose_b=self.tied) + tf.cast(self.bias, x.dtype)
         return tf.reshape(logits, [-1, x.shape[1], self.vocabulary]), after
+
+    def charts(self, tokens: tf.Tensor) -> dict[str, dict[str, tf.Tensor]]:
+        """By layer, what its gates do along one text, int32 `[time]`: see `models.gates.gates`."""
+        x = embed(tf.cast(self.table, self.compute_dtype), tokens[tf.newaxis])
+        charts = {}
+        for layer in self.layers:
+            charts[layer.name], x = gates(layer, functools.partial(self._run, layer), x)
+        return charts
+
+    def _run(
+        self,
+        layer: LSTM,
+        x: tf.Tensor,
+        state: State | None,
+        mask: tf.Tensor | None = None,
+        noise: Noise | None = None,
+        training: bool = False,
+    ) -> tuple[tf.Tensor, State]:
+        """Outputs of a layer and the state after the last."""
+        if not self.zoneout:
+            return layer(x, state, mask)
+        child = noise(f"{layer.name}_zoneout") if noise is not None else None
+        return self.zoneout.run(layer, x, state, mask, noise=child, training=training)
 
     def _recurrent_mask(
         self, layer: LSTM, rows: int, noise: Noise | None, training: bool

@@ -240,3 +240,11 @@ class Pictured(Protocol):
         Returns:
           name -> `[rows, columns, …]`, each entry in the form of a sample.
         """
+
+
+class Charted(Protocol):
+    """An objective of tokens that shows what goes on within it."""
+
+    charts: Callable[[Batch], tuple[tf.Tensor, Mapping[str, Mapping[str, tf.Tensor]]]] | None
+    """From examples, held-out ones if there are any, to tokens of the first of them, int32 `[time]`; and by the name of the picture
+    and of its panels, in the order in which they are shown, numbers from -1 to 1 along these, `[rows, time]`. None if not wanted."""

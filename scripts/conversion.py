@@ -112,8 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         "--tokens",
         default="characters",
         metavar="KIND",
-        help="characters, bytes, words, subwords (byte pair encoding, learnt from the training part) or the path of a "
-        "tokenizer.json (default: characters)",
+        help="characters, bytes, words, subwords (byte pair encoding, learnt from the training part), sentencepiece (a "
+        "unigram model, likewise) or the path of a tokenizer.json or of a SentencePiece .model (default: characters)",
     )
     text.add_argument(
         "--vocabulary",

@@ -70,6 +70,10 @@ class MetricWriter:
         """A table of pictures, uint8 `[rows, columns, height, width, 1 or 3]`, to TensorBoard and to a file, which is returned."""
         return self._picture(name, step, pictures.table(cells), f"-{name}")
 
+    def picture(self, step: int, name: str, picture: np.ndarray) -> pathlib.Path:
+        """A picture, uint8 `[height, width, 3]`, to TensorBoard and to a file, which is returned."""
+        return self._picture(name, step, picture, f"-{name}")
+
     def _picture(self, tag: str, step: int, picture: np.ndarray, ending: str) -> pathlib.Path:
         data = pictures.png(picture)
         self._events.picture(tag, step, picture.shape, data)
@@ -120,6 +124,9 @@ class NullWriter:
         pass
 
     def table(self, step: int, name: str, cells: np.ndarray) -> None:
+        pass
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         pass
 
     def animate(self) -> None:

@@ -13,6 +13,7 @@ from input_pipeline.batches import Batches, DataError, Slice
 from input_pipeline.noise import Noise
 from models.objective import Objective, State
 from trainer.exits import ConfigError, UsageError
+from trainer.heat_maps import heat_maps
 from trainer.step import Step
 
 CHUNK = 256
@@ -29,6 +30,7 @@ class Sampling:
     def __init__(self, objective: Objective, batches: Batches, step: Step) -> None:
         self._objective, self._batches, self._step = objective, batches, step
         self._pictured: Callable | None = getattr(objective, "pictures", None)
+        self._charted: Callable | None = getattr(objective, "charts", None)
 
     def __call__(self, count: int, seed: int, prompt: str | None = None) -> Any:
         """`count` samples, as `Source.decode` gives them.
@@ -111,6 +113,17 @@ class Sampling:
         tables = self._show(self._examples())
         return {name: self._decode_table(table.numpy()) for name, table in sorted(tables.items())}
 
+    def charts(self) -> Mapping[str, np.ndarray]:
+        """The heat maps of `models.objective.Charted`, uint8 `[height, width, 3]`; none of other objectives."""
+        if self._charted is None:
+            return {}
+        tokens, charts = self._chart(self._examples())
+        labels = self._batches.source.decode(tokens.numpy()[:, np.newaxis])
+        return {
+            name: heat_maps({title: panels[title].numpy() for title in panels}, labels)
+            for name, panels in charts.items()
+        }
+
     def _decode_table(self, table: np.ndarray) -> np.ndarray:
         rows, columns = table.shape[:2]
         decoded = self._batches.source.decode(table.reshape(rows * columns, *table.shape[2:]))
@@ -152,6 +165,11 @@ class Sampling:
             return objective.go_on(self._noise(seed), state, STREAMED)
 
         return tf.function(go_on, autograph=False)
+
+    @functools.cached_property
+    def _chart(self) -> Callable:
+        assert self._charted is not None
+        return tf.function(self._charted, autograph=False)
 
     @functools.cached_property
     def _show(self) -> Callable:

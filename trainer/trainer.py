@@ -399,6 +399,8 @@ class Trainer:
         writer.samples(step, samples)
         for name, table in self.pictures().items():
             writer.table(step, name, table)
+        for name, picture in self._sampling.charts().items():
+            writer.picture(step, name, picture)
         if step == self.experiment.steps:
             writer.animate()
 

@@ -348,12 +348,15 @@ EXPERIMENTS = {
     "fingerprint": fingerprint,
     "gpt2_lora": gpt2_lora,
     "spoilt": spoilt,
+    "transformer": transformer,
 }
 SHORT = {"precision": "float32", "steps": 5}
 # What two workers train, and one process to compare: name -> (experiment, fields). The first also draws samples.
 RUNS = {family: (family, {"samples": 2} if family == "gan" else {}) for family in FAMILIES}
 RUNS |= {f"{family}_float32": (family, SHORT) for family in FAMILIES}
 RUNS |= {"fingerprint": ("fingerprint", {})}
+UNEVALUATED = {"steps": 10, "evaluate_every": 0, "best_metric": None}
+RUNS |= {family: (family, UNEVALUATED) for family in ("transformer", "gpt2_lora")}
 FAULTS = {"vae_flipped": ("vae", {"checkpoint_every": 20}), "spoilt": ("spoilt", {})}
 """More runs of two workers. In those called flipped a bit flips in a weight of worker 1 after `FLIP_STEP` steps."""
 FLIP_STEP = 30

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.contract.families import FAMILIES
+from tests.contract.families import FAMILIES, gpt2_lora, transformer
 from tests.contract.runs import ONE
 from trainer.trainer import Trainer
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_whole_step_is_one_program_that_does_what_the_trainer_does(family):
-    experiment = FAMILIES[family](steps=2, log_every=2, evaluate_every=0, best_metric=None)
+@pytest.mark.parametrize("make", [*FAMILIES.values(), transformer, gpt2_lora])
+def test_the_whole_step_is_one_program_that_does_what_the_trainer_does(make):
+    experiment = make(steps=2, log_every=2, evaluate_every=0, best_metric=None)
     ordinary = Trainer(experiment, ONE, note=lambda line: None)
     data = ordinary.data(0)
     for _ in range(2):

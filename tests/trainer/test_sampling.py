@@ -6,6 +6,7 @@ import functools
 import itertools
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from input_pipeline.corpus import Characters, Corpus
@@ -15,6 +16,7 @@ from models.language_model import LanguageModel
 from models.lstm_network import LSTMNetwork
 from tests.trainer.objectives import ONE, TWO, Regression, experiment, points, quiet
 from trainer.exits import UsageError
+from trainer.heat_maps import heat_maps
 
 
 def regression():
@@ -58,6 +60,38 @@ def writer(hardware=ONE, **decoding):
     decoding = Decoding(**{"length": 37} | decoding)
     objective = functools.partial(LanguageModel, network=network, decoding=decoding)
     return quiet(experiment(objective, source, steps=1, seed=5, global_batch=4), hardware)
+
+
+def test_charts_are_written_beside_the_texts(tmp_path):
+    """Of the first held-out window, its last tokens below, in the training's samples and in TensorBoard."""
+    tokenizer = Characters(LETTERS)
+    corpus = Corpus(
+        {"train": tokenizer.encode(LETTERS), "held": tokenizer.encode("bad\ncab")}, tokenizer
+    )
+    network = functools.partial(LSTMNetwork, embedding=4, widths=(6,))
+    objective = functools.partial(
+        LanguageModel, network=network, decoding=Decoding(length=2), gates=3
+    )
+    fields = {"steps": 2, "samples": 1, "sample_every": 1, "global_batch": 1}
+    held = TextWindows(corpus, "held", window=6)
+    source = TextWindows(corpus, window=6)
+    trainer = quiet(experiment(objective, source, validation=held, **fields), workdir=tmp_path)
+    trainer.train()
+    (name, picture), *others = trainer._sampling.charts().items()
+    assert (name, others) == ("lstm_0", [])
+    batch = {"tokens": held.read(np.array([0]))["tokens"]}
+    panels = trainer.objective.charts(batch)[1]["lstm_0"]
+    expected = heat_maps(
+        {title: panel.numpy() for title, panel in panels.items()}, ["\n", "c", "a"]
+    )
+    np.testing.assert_array_equal(picture, expected)
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+        f"step-0000000{step}{ending}" for step in (1, 2) for ending in ("-lstm_0.png", ".txt")
+    ]
+    with PIL.Image.open(tmp_path / "samples/step-00000002-lstm_0.png") as image:
+        np.testing.assert_array_equal(image, picture)
+    (events,) = (tmp_path / "summaries").iterdir()
+    assert b"lstm_0" in events.read_bytes()
 
 
 def test_texts_begin_with_their_prompt():
