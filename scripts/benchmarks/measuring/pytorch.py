@@ -9,13 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
-MISSING = (
-    'PyTorch is not installed and its rows are left out: .venv/bin/pip install -e ".[benchmark]"'
-)
-
-
-def installed() -> bool:
-    return importlib.util.find_spec("torch") is not None
+from measuring.rounds import Cost
 
 
 class PyTorch:
@@ -23,7 +17,7 @@ class PyTorch:
 
     Args:
       program: its file's name.
-      settings: what it is started with.
+      settings: with which it starts.
     """
 
     def __init__(self, program: str, **settings: Any) -> None:
@@ -35,7 +29,7 @@ class PyTorch:
             text=True,
         )
 
-    def __call__(self, **command: Any) -> Any:
+    def ask(self, **command: Any) -> Any:
         """What it answers.
 
         Raises:
@@ -45,8 +39,27 @@ class PyTorch:
         print(json.dumps(command), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
-            sys.exit(f"PyTorch's process ended with {self._process.wait()}")
+            sys.exit(f"PyTorch's process ended with {self._process.wait()}: see above")
         return json.loads(answer)
+
+    def cost(self, **command: Any) -> Cost:
+        """Of something that it does."""
+        return Cost(*self.ask(**command))
 
     def close(self) -> None:
         self._process.communicate()
+
+
+def installed() -> bool:
+    return importlib.util.find_spec("torch") is not None
+
+
+def start(program: str, **settings: Any) -> PyTorch | None:
+    """The program, or None with a word on stderr if PyTorch is not installed."""
+    if installed():
+        return PyTorch(program, **settings)
+    print(
+        'PyTorch is not installed and left out: .venv/bin/pip install -e ".[benchmark]"',
+        file=sys.stderr,
+    )
+    return None

@@ -2,49 +2,99 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import rich.box
 import rich.console
 import rich.table
 
-Seconds = Mapping[str, Sequence[float]]
-"""Of each round, by contestant."""
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one round: seconds by the clock, and of the processor, all threads together."""
+
+    seconds: float
+    processor: float
 
 
-def take_turns(
-    contestants: Mapping[str, Callable[[], float]],
-    rounds: int,
-    told: Callable[[int], None] = lambda _: None,
-) -> dict[str, list[float]]:
-    """Seconds of each round of each contestant, whose call is one round of its own and returns its seconds.
+Costs = Mapping[str, Sequence[Cost]]
+"""Of the rounds, by contestant."""
 
-    The order is turned round after each round, since whoever follows a slow one has the colder caches.
+
+class Stopwatch:
+    """Runs from when it is made."""
+
+    def __init__(self) -> None:
+        self._seconds, self._processor = time.perf_counter(), time.process_time()
+
+    def read(self) -> Cost:
+        return Cost(time.perf_counter() - self._seconds, time.process_time() - self._processor)
+
+
+def timed(run: Callable[[], object]) -> Callable[[], Cost]:
+    """A contestant, whose round is a call."""
+
+    def contestant() -> Cost:
+        stopwatch = Stopwatch()
+        run()
+        return stopwatch.read()
+
+    return contestant
+
+
+def take_turns(contestants: Mapping[str, Callable[[], Cost]], rounds: int) -> dict[str, list[Cost]]:
+    """What each round of each contestant costs; a contestant's call is one round of its own.
+
+    Every other round goes in the opposite order, since whoever follows another has the colder caches. How far it is is said on
+    stderr.
 
     Args:
       contestants: by name; what they trace and compile is behind them.
       rounds: of each.
-      told: is called after each round, with how many are done.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    costs: dict[str, list[Cost]] = {name: [] for name in contestants}
     for number in range(rounds):
-        for name in sorted(contestants, reverse=number % 2 == 1):
-            seconds[name].append(contestants[name]())
-        told(number + 1)
-    return seconds
+        began = time.perf_counter()
+        for name in list(contestants)[:: -1 if number % 2 else 1]:
+            costs[name].append(contestants[name]())
+        if number % max(1, rounds // 10) == 0:
+            seconds = time.perf_counter() - began
+            print(f"round {number + 1} of {rounds}: {seconds:.1f} s", file=sys.stderr)
+    return costs
 
 
-def ratio(seconds: Seconds, one: str, other: str) -> float:
-    """How many times as fast `one` is as `other`: the median of the rounds."""
-    return statistics.median(b / a for a, b in zip(seconds[one], seconds[other], strict=True))
+def times_as_fast(costs: Costs, one: str, other: str) -> float:
+    """As `one` is beside `other`: the median of the rounds."""
+    pairs = zip(costs[one], costs[other], strict=True)
+    return statistics.median(b.seconds / a.seconds for a, b in pairs)
+
+
+def best(costs: Sequence[Cost]) -> float:
+    """Seconds of the shortest round: what a machine does when nobody else uses it."""
+    return min(cost.seconds for cost in costs)
+
+
+def median(costs: Sequence[Cost]) -> float:
+    """Seconds of a round in the middle."""
+    return statistics.median(cost.seconds for cost in costs)
+
+
+def processor(costs: Sequence[Cost]) -> float:
+    """Seconds of the processor of a round in the middle, which others disturb the least."""
+    return statistics.median(cost.processor for cost in costs)
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout, of which the first column is names."""
-    table = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE)
+    table = rich.table.Table(box=rich.box.SIMPLE)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    rich.console.Console(width=max(100, rich.console.Console().width)).print(table)
+    print(title)
+    # Also where stdout is a file, for which rich would cut it to 80 columns.
+    rich.console.Console(width=max(120, rich.console.Console().width)).print(table)
