@@ -81,7 +81,9 @@ def test_rounds_are_taken_in_turn_and_compared_in_pairs(capsys: pytest.CaptureFi
     assert [cost.seconds for cost in costs["a"]] == [2, 3, 6]
     assert [cost.seconds for cost in costs["b"]] == [1, 4, 5]
     # 1/2, 4/3 and 5/6 of the other's time: not 4/3, the ratio of the medians.
-    assert rounds.times_as_fast(costs, "a", "b") == pytest.approx(5 / 6)
+    ratios = rounds.compare(costs, "a", "b")
+    assert ratios == pytest.approx({"ratio": 5 / 6, "ratio_of_best": 1 / 2})
+    assert rounds.compared(ratios).startswith("0.83 times as fast")
     assert (rounds.best(costs["b"]), rounds.median(costs["b"])) == (1, 4)
     assert rounds.processor(costs["b"]) == 8
     assert "round 3 of 3" in capsys.readouterr().err

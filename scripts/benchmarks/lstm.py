@@ -34,12 +34,13 @@ from measuring.rounds import (
     Costs,
     Stopwatch,
     best,
+    compare,
+    compared,
     median,
     processor,
     show,
     take_turns,
     timed,
-    times_as_fast,
 )
 
 from input_pipeline.noise import Noise
@@ -316,9 +317,8 @@ def report(
         for other in FRAMEWORKS[1:]:
             pair = f"lockstep {precision}", f"{other} {precision}"
             if costs.keys() >= set(pair):
-                ratio = times_as_fast(costs, *pair)
-                found[f"lockstep / {other} {precision}"] = {"ratio": ratio}
-                print(f"lockstep / {other}, {precision}: {ratio:.2f} (median of the rounds)")
+                ratios = found[f"lockstep / {other} {precision}"] = compare(costs, *pair)
+                print(f"lockstep / {other}, {precision}: {compared(ratios)}")
     print(json.dumps(found))
 
 

@@ -30,12 +30,13 @@ from measuring.rounds import (
     Cost,
     Costs,
     best,
+    compare,
+    compared,
     median,
     processor,
     show,
     take_turns,
     timed,
-    times_as_fast,
 )
 
 from trainer.trainer import Trainer
@@ -141,9 +142,8 @@ def report(line: argparse.Namespace, costs: Costs, losses: dict[str, float]) -> 
     title = f"{CONFIGURATION}; {count} rounds of {line.steps} steps; TensorFlow {tf.__version__}"
     show(title, columns, rows)
     if "PyTorch" in costs:
-        ratio = times_as_fast(costs, "lockstep", "PyTorch")
-        found["lockstep / PyTorch"] = {"ratio": ratio}
-        print(f"lockstep / PyTorch: {ratio:.2f} times as fast (median of the rounds)")
+        ratios = found["lockstep / PyTorch"] = compare(costs, "lockstep", "PyTorch")
+        print(f"lockstep / PyTorch: {compared(ratios)}")
     print(json.dumps(found))
 
 
