@@ -32,7 +32,7 @@ class LanguageModel:
       decoding: how samples are drawn.
       optimizer: moves the network.
       gates: tokens of the first held-out window, its last, along which pictures beside the samples show what the network's
-        gates do; 0 for none.
+        gates do, at most the whole window; 0 for none.
 
     Raises:
       ValueError: if the data are no tokens, or the decoding does not fit them; from `build`, if windows or samples are longer
@@ -55,11 +55,9 @@ class LanguageModel:
         self.network_factory = network
         self.decoding = decoding
         self.optimizer = optimizer
-        if not 0 <= gates <= self.window:
-            raise ValueError(
-                f"gates is {gates}, and windows have {self.window} tokens: set it to one of 0 to {self.window}"
-            )
-        self.gates = gates
+        if gates < 0:
+            raise ValueError(f"gates is {gates}: set it to a number of tokens, or to 0")
+        self.gates = min(gates, self.window)
         self.charts = self._charts if gates else None
 
     def build(self, noise: Noise) -> None:

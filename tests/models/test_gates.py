@@ -61,7 +61,8 @@ def test_the_gates_of_the_units_that_vary_most(monkeypatch):
 
 def test_they_are_shown_where_they_are_asked_for():
     assert make().charts is None
-    with pytest.raises(ValueError, match="gates is 11, and windows have 10 tokens: set it to"):
-        make(gates=11)
+    with pytest.raises(ValueError, match="gates is -1: set it to a number of tokens, or to 0"):
+        make(gates=-1)
+    assert make(gates=11).gates == 10
     with pytest.raises(ValueError, match="TransformerNetwork has no gates to show: set it to 0"):
         checks.build(lambda: make(TransformerNetwork, gates=4))
