@@ -20,23 +20,37 @@ RESTARTED = (75, 134, 135, 137, 139, 143)
 
 def plan(job: Job) -> Plan:
     """A JobSet, and the commands that replace an earlier one of its name: its run is saved first, and goes on."""
-    file = f"{job.name}.json"
+    file, closed = f"{job.name}.json", f"{job.name}-network.json"
     kubectl: tuple[str, ...] = ("kubectl",)
     if job.namespace:
         kubectl += (f"--namespace={job.namespace}",)
     return Plan(
-        {file: manifest(_jobset(job))},
+        {closed: manifest(_network_policy(job)), file: manifest(_jobset(job))},
         (
+            (*kubectl, "apply", f"--filename={closed}"),
             (*kubectl, "delete", "jobset", job.name, "--ignore-not-found", "--cascade=foreground"),
             (*kubectl, "create", f"--filename={file}"),
         ),
     )
 
 
+def _metadata(job: Job) -> dict[str, Any]:
+    return {"name": job.name} | ({"namespace": job.namespace} if job.namespace else {})
+
+
+def _network_policy(job: Job) -> dict[str, Any]:
+    """Only the pods of the gang reach each other: TensorFlow's server asks nobody for a password, and listens to all."""
+    gang = {"podSelector": {"matchLabels": {"jobset.sigs.k8s.io/jobset-name": job.name}}}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": _metadata(job),
+        "spec": gang | {"policyTypes": ["Ingress"], "ingress": [{"from": [gang]}]},
+    }
+
+
 def _jobset(job: Job) -> dict[str, Any]:
-    metadata: dict[str, Any] = {"name": job.name}
-    if job.namespace:
-        metadata["namespace"] = job.namespace
+    metadata = _metadata(job)
     if job.queue:
         metadata["labels"] = {"kueue.x-k8s.io/queue-name": job.queue}
     return {

@@ -312,6 +312,16 @@ def test_a_jobset_has_the_fields_of_its_kind(name):
     ]
 
 
+def test_only_the_pods_of_a_jobset_reach_each_other():
+    job = JOBS["jobset_gpu"][1]
+    made = json.loads(planned("jobset", job).files[f"{job.name}-network.json"])
+    kubernetes_validate.validate(made, kubernetes_validate.latest_version(), strict=True)
+    # The label that the JobSet's controller gives its pods.
+    gang = {"podSelector": {"matchLabels": {"jobset.sigs.k8s.io/jobset-name": job.name}}}
+    assert made["metadata"] == {"name": job.name, "namespace": job.namespace}
+    assert made["spec"] == gang | {"policyTypes": ["Ingress"], "ingress": [{"from": [gang]}]}
+
+
 WRONG = [
     # A path in a JobSet, and what somebody may write there by mistake.
     ("apiVersion", "jobset.x-k8s.io/v1"),
