@@ -191,7 +191,7 @@ def test_a_job_of_slurm_is_queued_again_if_that_helps(
     program, restarts, code, said, node, tmp_path
 ):
     process = node(DIGITS, program, SLURM_RESTART_COUNT=restarts)
-    assert process.wait(timeout=20) == code
+    assert process.wait(timeout=60) == code
     assert requeued(tmp_path) == said
 
 
@@ -206,7 +206,7 @@ def test_the_warning_of_slurm_comes_to_the_training_as_sigterm(number, node, tmp
     while not (tmp_path / "waits").exists():
         time.sleep(0.01)
     process.send_signal(number)
-    assert process.communicate(timeout=20) == ("saved\n", None)
+    assert process.communicate(timeout=60) == ("saved\n", None)
     assert process.returncode == 75
     assert requeued(tmp_path) == "requeue 17\n"
 
@@ -222,7 +222,7 @@ def test_odd_values_come_to_the_training_as_they_are(node, tmp_path):
     )
     program = r"""printf '<%s>' "$@" "$ODD"; exit 75"""
     process = node(job, program, SLURM_ARRAY_TASK_ID="1", SLURM_ARRAY_JOB_ID="17")
-    said, _ = process.communicate(timeout=20)
+    said, _ = process.communicate(timeout=60)
     words = ["train", "vae/digits", f"--gin_param=A={ODD}", '--gin_param=DATA="/my data"']
     words += [f"--gin_param=B={ODD}\n", "--workdir=/runs/digits/0001", ODD]
     assert said == "".join(f"<{word}>" for word in words)
@@ -257,7 +257,7 @@ def test_a_container_that_is_stopped_saves_and_does_not_start_again(tmp_path):
     while not (tmp_path / "lives").exists():
         time.sleep(0.01)
     process.terminate()
-    assert process.wait(timeout=20) == 75
+    assert process.wait(timeout=60) == 75
     assert (tmp_path / "lives").read_text() == "\n"
 
 
