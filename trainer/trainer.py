@@ -176,6 +176,7 @@ class Trainer:
         self,
         texts: Mapping[str, str] | None = None,
         started: Callable[[], None] = lambda: None,
+        stop: threading.Event | None = None,
     ) -> Outcome:
         """Trains until the experiment's steps are done, from the last checkpoint of the workdir if there is one.
 
@@ -184,13 +185,14 @@ class Trainer:
         Args:
           texts: Markdown to show in TensorBoard, by name: the configuration, say.
           started: called on the chief if there are steps to do, before the first.
+          stop: is set by the signals; if it is set already, the training stops after its first loop.
 
         Raises:
           Diverged: after too many bad updates in a row; the last checkpoint is from before them or among them.
           Unreliable: if replicas differ again and again.
         """
-        stop = threading.Event()
-        with stop_signal(lambda *_: stop.set()), self.cluster.watch(self._without_peer):
+        asked = stop or threading.Event()
+        with stop_signal(lambda *_: asked.set()), self.cluster.watch(self._without_peer):
             with self.timesheet.restoring():
                 restored = self._kept.restore_for_training(self._note)
             start = restored or int(self.step.number.numpy())  # It goes on from what is in memory.
@@ -208,7 +210,7 @@ class Trainer:
             if start == 0 and self.cluster.chief and (baseline := self.baseline()):
                 values = (f"{name} {value:.4f}" for name, value in baseline.items())
                 self._note(f"baseline: {', '.join(values)} ({self.experiment.baseline})")
-            outcome = self._train(start, bool(restored), stop, texts or {}, started)
+            outcome = self._train(start, bool(restored), asked, texts or {}, started)
         if outcome is Outcome.DONE:
             self._say_done(self.experiment.steps)
         return outcome
