@@ -75,7 +75,7 @@ class Trainer:
         began = time.time()
         self.experiment, self.hardware = experiment, hardware or Hardware()
         self.workdir = None if workdir is None else pathlib.Path(workdir)
-        self._note, self._fence = note, fence
+        self._note, self._fence, self._in_steps = note, fence, False
         self.cluster: Cluster = connect(self.hardware, note)
         self.strategy = self.cluster.strategy
         self.layout = batch_layout(
@@ -192,7 +192,10 @@ class Trainer:
           Unreliable: if replicas differ again and again.
         """
         asked = stop or threading.Event()
-        with stop_signal(lambda *_: asked.set()), self.cluster.watch(self._without_peer):
+        with (
+            stop_signal(lambda *_: asked.set()),
+            self.cluster.watch(self._without_peer, self._stepping),
+        ):
             with self.timesheet.restoring():
                 restored = self._kept.restore_for_training(self._note)
             start = restored or int(self.step.number.numpy())  # It goes on from what is in memory.
@@ -341,10 +344,12 @@ class Trainer:
         """Saves the steps that were complete when the data failed.
 
         A step begins when its examples are there on every replica, and after the step before it, so that the variables are
-        those after a whole step.
+        those after a whole step. So they are where another worker's data failed: no collective of that step is done anywhere.
         """
         try:
+            self._in_steps = True
             yield
+            self._in_steps = False
         except Exception as error:
             reached = int(self.step.number.numpy()) if data_problem(error) else 0
             if reached:
@@ -353,6 +358,10 @@ class Trainer:
                 self._kept.seconds = time.perf_counter() - began
                 self._kept.save(writer)
             raise
+
+    def _stepping(self) -> int:
+        """The step whose data or collectives the training waits for; -1 where it does something else."""
+        return int(self.step.number.numpy()) if self._in_steps else -1
 
     @property
     def _due(self) -> Schedule:
