@@ -14,6 +14,7 @@ from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.eager import context
 
 from input_pipeline.batches import Slice
+from trainer.data_errors import abort_message, data_problem
 from trainer.environment import Workers, attached_tpus
 from trainer.exits import ConfigError, LostPeer, UsageError
 from trainer.hardware import Hardware, workers
@@ -91,10 +92,10 @@ class Cluster:
     worker: int = 0
     notes: tuple[str, ...] = ()
     waited_seconds: float = 0.0
-    watch: Callable[[Callable[[LostPeer], None]], contextlib.AbstractContextManager] = (
-        contextlib.nullcontext
-    )
-    """Makes the context of a training, in which workers watch each other, from what to do before the end."""
+    watch: Callable[
+        [Callable[[LostPeer], None], Callable[[], int]], contextlib.AbstractContextManager
+    ] = lambda last_act, stepping: contextlib.nullcontext()
+    """Makes the context of a training, in which workers watch each other: see `last_act` and `stepping` of `Heartbeat`."""
 
     @property
     def chief(self) -> bool:
@@ -252,11 +253,21 @@ def _multi_worker(hardware: Hardware, found: Workers, note: Callable[[str], None
     _configure_service(len(hosts), hardware.heartbeat_seconds)
     strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     watch = functools.partial(
-        Heartbeat, connections, hosts, worker, float(hardware.heartbeat_seconds)
+        Heartbeat,
+        connections,
+        hosts,
+        worker,
+        float(hardware.heartbeat_seconds),
+        data_problem=data_problem,
+        abort=_abort_collectives,
     )
     return Cluster(
         strategy, _xla(hardware, accelerator), len(hosts), worker, found.notes, waited, watch
     )
+
+
+def _abort_collectives(line: str) -> None:
+    context.context().abort_collective_ops(tf.errors.ABORTED, abort_message(line))
 
 
 def _configure_service(workers: int, heartbeat_seconds: int) -> None:

@@ -16,13 +16,18 @@ RETRIES = "input_pipeline.retrying"
 """The logger that warns of each further try to read."""
 
 
-def data_problem(error: Exception) -> DataProblem | None:
+def data_problem(error: BaseException) -> DataProblem | None:
     """What an error says of the data, None if it is of something else."""
     if isinstance(error, DataError):
         return DataProblem(one_line(error))
     # One that a source raised in tf.data's threads comes as TensorFlow's, with the traceback in its message.
     said = FROM_TF_DATA.search(str(error))
     return DataProblem(said[1]) if said else None
+
+
+def abort_message(line: str) -> str:
+    """With which collectives are aborted because of another worker's data, so that `data_problem` finds the line."""
+    return f"DataError: {line}\nTraceback on that worker"
 
 
 @contextlib.contextmanager

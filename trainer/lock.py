@@ -227,7 +227,8 @@ def take(
             continue
         _clean(workdir, generation + 1)
         if not free:
-            note(f"took {workdir} over from {_who(before)}, which is gone")
+            whom = f"process {before.pid} on {before.host}" if before else "an unknown process"
+            note(f"took {workdir} over from {whom}, which is gone")
         return Lock(workdir, generation + 1, owner, None if free else before)
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -158,12 +159,15 @@ def _train(line: flags.CommandLine, arguments: Sequence[str], held: contextlib.E
         "config": f"```\n{resolved.text}```",
         "start": "\n".join(f"- {name}: `{value}`" for name, value in start.items()),
     }
-    with _data_problems():
+    stop = threading.Event()
+    # Also before and after the training takes the signal over.
+    with _data_problems(), stop_signal(lambda *_: stop.set()):
         outcome = trainer.train(
-            texts, started=lambda: workdir.record_start(folder, resolved.text, arguments)
+            texts, lambda: workdir.record_start(folder, resolved.text, arguments), stop
         )
+        if outcome is Outcome.PREEMPTED:
+            ignore_stop_signals()
     if outcome is Outcome.PREEMPTED:
-        ignore_stop_signals()
         raise PreemptedExit(
             f"preempted and saved in {folder}: start the same command again to go on"
         )

@@ -79,7 +79,7 @@ def wait_for_names(
             return [addresses[host] for host in hosts]
         if clock() >= until:
             raise LostPeer(
-                f"{_name(hosts, [hosts.index(host) for host in missing])}: the name does not resolve"
+                f"{name(hosts, [hosts.index(host) for host in missing])}: the name does not resolve"
                 f"{f' after {seconds:g} seconds' if seconds else ''}: see whether it was started, and its spelling"
             )
         sleep(min(1.0, max(until - clock(), 0.01)))
@@ -198,7 +198,7 @@ def _gather(
             if left <= 0:
                 missing = [i for i in range(1, len(hosts)) if i not in arrived]
                 raise LostPeer(
-                    f"{_name(hosts, missing)} did not come within {seconds:g} seconds: {REMEDY}, with the same "
+                    f"{name(hosts, missing)} did not come within {seconds:g} seconds: {REMEDY}, with the same "
                     "--hosts, or wait longer with --start_seconds"
                 )
             server.settimeout(left)
@@ -214,7 +214,7 @@ def _gather(
             try:
                 peer.sendall(GO)
             except OSError:
-                raise LostPeer(f"{_name(hosts, [number])} is gone: {REMEDY}") from None
+                raise LostPeer(f"{name(hosts, [number])} is gone: {REMEDY}") from None
         stack.pop_all()
         return arrived
 
@@ -235,7 +235,7 @@ def _report(
                 raise WorkdirInUse(first.makefile("rb").read().decode(errors="replace"))
         time.sleep(min(AGAIN_SECONDS, max(until - time.monotonic(), 0)))
     raise LostPeer(
-        f"{_name(hosts, [0])} did not answer, or missed another worker, for {seconds:g} seconds: {REMEDY}, with the same "
+        f"{name(hosts, [0])} did not answer, or missed another worker, for {seconds:g} seconds: {REMEDY}, with the same "
         "--hosts, or wait longer with --start_seconds"
     )
 
@@ -262,7 +262,7 @@ def lost(error: BaseException, hosts: Sequence[str], worker: int) -> UserError |
 
 def gone(hosts: Sequence[str], workers: Sequence[int]) -> LostPeer:
     """The line of workers that have ended; none if it is not known who they are."""
-    who = _name(hosts, workers) if workers else "another worker"
+    who = name(hosts, workers) if workers else "another worker"
     return LostPeer(
         f"{who} {'are' if len(workers) > 1 else 'is'} gone: {REMEDY}; they go on from the last checkpoint"
     )
@@ -271,12 +271,12 @@ def gone(hosts: Sequence[str], workers: Sequence[int]) -> LostPeer:
 def silent(hosts: Sequence[str], workers: Sequence[int], seconds: float) -> LostPeer:
     """The line of workers that were not heard for so long."""
     return LostPeer(
-        f"{_name(hosts, workers)} did not beat for {seconds:g} seconds, stopped or cut off: {REMEDY}; "
+        f"{name(hosts, workers)} did not beat for {seconds:g} seconds, stopped or cut off: {REMEDY}; "
         "they go on from the last checkpoint"
     )
 
 
-def _name(hosts: Sequence[str], workers: Sequence[int]) -> str:
+def name(hosts: Sequence[str], workers: Sequence[int]) -> str:
     """ "worker 2 (c:3) and 4 more"."""
     more = f" and {len(workers) - 1} more" if len(workers) > 1 else ""
     return f"worker {workers[0]} ({hosts[workers[0]]}){more}"

@@ -24,11 +24,13 @@ def stop_signal(handle: Callable[..., None]) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
+            if signal.getsignal(number) is not handle:
+                continue  # Ignored by now.
             # None is a handler that was not set from Python, which cannot be set back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def ignore_stop_signals() -> None:
-    """For a process that has saved and is about to say so: being asked once more changes nothing."""
+    """For a process that has saved and is about to say so: being asked once more changes nothing, also after `stop_signal`."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -162,6 +162,10 @@ class Step:
                 sums = context.all_reduce("SUM", (*sums, self.carry.spread(carry, replica)))
                 update(step, *_unscaled(sums, scale, self._layout.replicas))
 
+        # Nor may the step count whose collectives were aborted.
+        with tf.control_dependencies(tf.nest.flatten(sums)):
+            step = tf.identity(step)
+
         def advance(strategy: tf.distribute.Strategy, step: tf.Tensor) -> None:
             local = strategy.experimental_local_results(step)
             with tf.control_dependencies(local):  # The batches of all replicas.

@@ -75,7 +75,7 @@ class Trainer:
         began = time.time()
         self.experiment, self.hardware = experiment, hardware or Hardware()
         self.workdir = None if workdir is None else pathlib.Path(workdir)
-        self._note, self._fence = note, fence
+        self._note, self._fence, self._in_steps = note, fence, False
         self.cluster: Cluster = connect(self.hardware, note)
         self.strategy = self.cluster.strategy
         self.layout = batch_layout(
@@ -176,6 +176,7 @@ class Trainer:
         self,
         texts: Mapping[str, str] | None = None,
         started: Callable[[], None] = lambda: None,
+        stop: threading.Event | None = None,
     ) -> Outcome:
         """Trains until the experiment's steps are done, from the last checkpoint of the workdir if there is one.
 
@@ -184,13 +185,17 @@ class Trainer:
         Args:
           texts: Markdown to show in TensorBoard, by name: the configuration, say.
           started: called on the chief if there are steps to do, before the first.
+          stop: is set by the signals; if it is set already, the training stops after its first loop.
 
         Raises:
           Diverged: after too many bad updates in a row; the last checkpoint is from before them or among them.
           Unreliable: if replicas differ again and again.
         """
-        stop = threading.Event()
-        with stop_signal(lambda *_: stop.set()), self.cluster.watch(self._without_peer):
+        asked = stop or threading.Event()
+        with (
+            stop_signal(lambda *_: asked.set()),
+            self.cluster.watch(self._without_peer, self._stepping),
+        ):
             with self.timesheet.restoring():
                 restored = self._kept.restore_for_training(self._note)
             start = restored or int(self.step.number.numpy())  # It goes on from what is in memory.
@@ -208,7 +213,7 @@ class Trainer:
             if start == 0 and self.cluster.chief and (baseline := self.baseline()):
                 values = (f"{name} {value:.4f}" for name, value in baseline.items())
                 self._note(f"baseline: {', '.join(values)} ({self.experiment.baseline})")
-            outcome = self._train(start, bool(restored), stop, texts or {}, started)
+            outcome = self._train(start, bool(restored), asked, texts or {}, started)
         if outcome is Outcome.DONE:
             self._say_done(self.experiment.steps)
         return outcome
@@ -339,10 +344,12 @@ class Trainer:
         """Saves the steps that were complete when the data failed.
 
         A step begins when its examples are there on every replica, and after the step before it, so that the variables are
-        those after a whole step.
+        those after a whole step. So they are where another worker's data failed: no collective of that step is done anywhere.
         """
         try:
+            self._in_steps = True
             yield
+            self._in_steps = False
         except Exception as error:
             reached = int(self.step.number.numpy()) if data_problem(error) else 0
             if reached:
@@ -351,6 +358,10 @@ class Trainer:
                 self._kept.seconds = time.perf_counter() - began
                 self._kept.save(writer)
             raise
+
+    def _stepping(self) -> int:
+        """The step whose data or collectives the training waits for; -1 where it does something else."""
+        return int(self.step.number.numpy()) if self._in_steps else -1
 
     @property
     def _due(self) -> Schedule:

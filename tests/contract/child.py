@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG = 1
 ASKED = ("TERM", "USR2")
 """Signals after which all save and end."""
+BY_ITSELF = ("EARLY", "DATA")
+"""Faults of a worker that nothing is done to."""
 
 
 def _train(family: str, fields: dict, hardware: dict, workdir: str) -> int:
@@ -129,12 +131,13 @@ def launched(faults: str, ports: str, folder: str) -> int:
     """Launches gangs of two workers one after the other, does something to one worker of each, and starts them again.
 
     Prints a line of JSON: for each fault the exit codes of the other and of this worker, the other's seconds from the fault to
-    its end, and both codes of the second life. `faults` are "SIGNAL:WORKER", "EARLY:WORKER" for one that ends before TensorFlow's server is up, or
-    "none:0"; four `ports` are for each. What the workers print goes to `folder/FAULT-LIFE-WORKER.log`; checkpoints after a signal of `ASKED`
-    are listed in `folder/FAULT.txt`.
+    its end, and both codes of the second life. `faults` are "SIGNAL:WORKER", "EARLY:WORKER" for one that ends before TensorFlow's server is up,
+    "DATA:WORKER" for one that cannot read the examples of the step `LOST_STEP`, or "none:0"; four `ports` are for each. What the
+    workers print goes to `folder/FAULT-LIFE-WORKER.log`; checkpoints after the first life are listed in `folder/FAULT.txt`.
     """
     _import()
     from tests.clusters.tiny import tiny
+    from tests.contract.families import LOST_STEP
     from trainer import cluster, main, peers
 
     free = iter(ports.split(","))
@@ -147,10 +150,14 @@ def launched(faults: str, ports: str, folder: str) -> int:
             os.dup2(log, 2)
             flags = [f"--workdir={folder}/{fault}", f"--hosts={hosts}", f"--worker={rank}"]
             often = 10**6 if fault.split(":")[0] in ASKED else 40
-            flags += ["--heartbeat_seconds=5", *tiny(steps=1200, checkpoint_every=often)]
+            # A process that does not get to run for seconds must not be missing where nobody measures how soon that is seen.
+            patience = 60 if fault.split(":")[0] in ("DATA", "none") else 5
+            flags += [f"--heartbeat_seconds={patience}", *tiny(steps=1200, checkpoint_every=often)]
             if fault == f"EARLY:{rank}" and life == 0:
                 peers.meet(hosts.split(","), rank, 60)
                 return 1
+            if fault == f"DATA:{rank}" and life == 0:
+                _lose_examples(LOST_STEP)
             cluster.REGISTER_SECONDS = 5 if life == 0 and fault.startswith("EARLY") else 60
             return main.main(["train", "vae/digits_mlp", *flags])
 
@@ -163,29 +170,51 @@ def launched(faults: str, ports: str, folder: str) -> int:
         children = start(fault, 0)
         if name != "none":
             there = "metrics.jsonl" if name in ASKED else "checkpoints/step-*"
-            while name != "EARLY" and not glob.glob(f"{folder}/{fault}/{there}"):
+            while name not in BY_ITSELF and not glob.glob(f"{folder}/{fault}/{there}"):
                 time.sleep(0.001)
             began = time.monotonic()
-            if name != "EARLY":
+            if name not in BY_ITSELF:
                 os.kill(children[worker], getattr(signal, f"SIG{name}"))
             if name in ASKED:
                 time.sleep(0.01)
                 os.kill(children[worker], signal.SIGTERM)  # Once more, which must change nothing.
             codes.append(os.waitstatus_to_exitcode(os.waitpid(children[1 - worker], 0)[1]))
             seconds = time.monotonic() - began
-            if name not in ASKED:
+            if name not in (*ASKED, *BY_ITSELF):
                 os.kill(children[worker], signal.SIGKILL)
             codes.append(os.waitstatus_to_exitcode(os.waitpid(children[worker], 0)[1]))
             pathlib.Path(folder, f"{fault}.txt").write_text(
-                " ".join(sorted(os.listdir(f"{folder}/{fault}/checkpoints")))
-                if name in ASKED
-                else ""
+                " ".join(
+                    sorted(map(os.path.basename, glob.glob(f"{folder}/{fault}/checkpoints/*")))
+                )
             )
             children = start(fault, 1)
         again = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         answers[fault] = [codes, seconds, again]
     print(json.dumps(answers), flush=True)
     return 0
+
+
+def _lose_examples(step: int) -> None:
+    """Has this process read no examples from a step on."""
+    import tensorflow as tf
+
+    from input_pipeline.batches import Batches, DataError, Slice
+
+    training = Batches.training
+
+    def read(number: int, *_: object) -> None:
+        if number >= step:
+            raise DataError("shard-7 cannot be read (Input/output error): mend it")
+
+    def look(number: tf.Tensor, element: dict) -> dict:
+        with tf.control_dependencies([tf.numpy_function(read, [number], [])]):
+            return tf.nest.map_structure(tf.identity, element)
+
+    def failing(batches: Batches, worker: Slice, *, step: int, updates: int) -> tf.data.Dataset:
+        return training(batches, worker, step=step, updates=updates).enumerate(step).map(look)
+
+    Batches.training = failing
 
 
 def _import() -> None:

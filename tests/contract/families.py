@@ -360,3 +360,5 @@ RUNS |= {family: (family, UNEVALUATED) for family in ("transformer", "gpt2_lora"
 FAULTS = {"vae_flipped": ("vae", {"checkpoint_every": 20}), "spoilt": ("spoilt", {})}
 """More runs of two workers. In those called flipped a bit flips in a weight of worker 1 after `FLIP_STEP` steps."""
 FLIP_STEP = 30
+LOST_STEP = 130
+"""Whose examples cannot be read, between two checkpoints."""

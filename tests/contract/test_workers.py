@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.contract.families import EXPERIMENTS, FAULTS, FLIP_STEP, RUNS
+from tests.contract.families import EXPERIMENTS, FAULTS, FLIP_STEP, LOST_STEP, RUNS
 from tests.contract.runs import ONE, assert_close, assert_equal, results, train
 
 
@@ -26,8 +26,8 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-SIGNALS = ["KILL:0", "STOP:1", "TERM:1"]
-MORE_SIGNALS = ["KILL:1", "STOP:0", "TERM:0", "USR2:1", "EARLY:0", "EARLY:1"]
+SIGNALS = ["KILL:0", "STOP:1", "TERM:1", "DATA:1"]
+MORE_SIGNALS = ["KILL:1", "STOP:0", "TERM:0", "USR2:1", "EARLY:0", "EARLY:1", "DATA:0"]
 SILENT = "did not beat for 5 seconds, stopped or cut off"
 
 
@@ -164,4 +164,25 @@ def test_a_worker_that_is_asked_to_stop_saves_with_all_others_once(fault, lost):
         assert said.count("lockstep:") == said.count("lockstep: preempted and saved") == 1
         again = (folder / f"{fault}-1-{worker}.log").read_text()
         assert f"going on from step {event['step']} on" in again
+    assert_equal(results(folder / fault), results(folder / "none:0"))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("fault", cases("DATA"))
+def test_data_that_fail_on_one_worker_end_all_and_what_came_before_is_saved(fault, lost):
+    """In the middle of a loop of steps, between two checkpoints; put back, no bit is another."""
+    folder, answers, ports = lost
+    codes, _, again = answers[fault]
+    assert (codes, again) == ([65, 65], [0, 0]), (folder / f"{fault}-0-0.log").read_text()
+    host = f"127.0.0.1:{ports[fault][int(fault[-1])]}"
+    for worker in range(2):
+        log = (folder / f"{fault}-0-{worker}.log").read_text()
+        assert [line for line in log.splitlines() if line.startswith("lockstep:")] == [
+            f"lockstep: worker {fault[-1]} ({host}): shard-7 cannot be read (Input/output error): mend it"
+        ]
+        assert "Traceback (most recent call last)" not in log
+        said = (folder / f"{fault}-1-{worker}.log").read_text()
+        assert f"going on from step {LOST_STEP} on" in said
+    saved = (folder / f"{fault}.txt").read_text().split()
+    assert saved[-1] == f"step-{LOST_STEP:08d}.safetensors" and LOST_STEP % 40
     assert_equal(results(folder / fault), results(folder / "none:0"))

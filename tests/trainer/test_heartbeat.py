@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 import threading
 import time
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from trainer import heartbeat
+from trainer.exits import DataProblem
 from trainer.heartbeat import Heartbeat
 
 HOSTS = ["a:1", "b:2", "c:3"]
@@ -30,7 +32,7 @@ class Gang:
         self.connections = [{n: pair[0] for n, pair in pairs.items()}]
         self.connections += [{0: pair[1]} for pair in pairs.values()]
         self.workers = [
-            Heartbeat(lines, HOSTS, number, SECONDS, last_act, self._end(number))
+            Heartbeat(lines, HOSTS, number, SECONDS, last_act, end=self._end(number))
             for number, lines in enumerate(self.connections)
         ]
 
@@ -161,3 +163,102 @@ def test_strange_words_mean_nothing(gang):
             gang.connections[0][1].send(said)
             time.sleep(0.2)
     assert gang.ends == []
+
+
+class Unread(Exception):
+    """Data that cannot be read, or the error of collectives that were aborted for it."""
+
+
+class Training(threading.Thread):
+    """The main thread of a worker of a gang, which waits in a collective, or whose data fail.
+
+    Attributes:
+      step: for which it waits.
+      left: the step at which it was to leave its collective.
+      said: the line with which it ended.
+    """
+
+    def __init__(self, gang, worker, *, own=None, saves=lambda: None, deaf=False):
+        super().__init__(daemon=True)
+        self.beat, self.own, self.saves = gang.workers[worker], own, saves
+        self.step, self.left, self.said = 7, None, None
+        self.lines: queue.Queue = queue.Queue()
+        self.beat._data_problem = lambda error: (
+            DataProblem(str(error)) if isinstance(error, Unread) else None
+        )
+        self.beat._abort = (lambda line: None) if deaf else self.abort
+        self.beat._stepping = lambda: self.step
+
+    def abort(self, line):
+        self.left = self.step
+        self.lines.put(line)
+
+    def run(self):
+        try:
+            with self.beat:
+                line = self.own or self.lines.get()
+                self.saves()
+                raise Unread(line)
+        except DataProblem as problem:
+            self.said = str(problem)
+
+
+def ended(*trainings):
+    for training in trainings:
+        training.join(20)
+    return [training.said for training in trainings]
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_data_that_fail_on_one_worker_end_all_with_its_line(failing, gang, capsys):
+    """Each once it is where that one was; the first saves meanwhile, for longer than a silent worker is waited for."""
+    left = []
+
+    def save():
+        time.sleep(1.5 * SECONDS)
+        left.extend(t for t in trainings if not t.is_alive())
+
+    trainings = [
+        Training(
+            gang,
+            number,
+            own="shard 7: mend it" if number == failing else None,
+            saves=save if number == 0 else lambda: None,
+        )
+        for number in range(3)
+    ]
+    trainings[1].step = 6
+    for training in trainings:
+        training.start()
+    time.sleep(1.0)
+    trainings[1].step = 7
+    assert ended(*trainings) == [f"worker {failing} ({HOSTS[failing]}): shard 7: mend it"] * 3
+    assert [t.left for t in trainings] == [None if t.own else 7 for t in trainings]
+    assert (left, gang.ends, capsys.readouterr().err) == ([], [], "")
+
+
+def test_data_that_fail_on_two_workers_at_once_are_told_by_each(gang):
+    trainings = [Training(gang, number, own=f"shard {number}") for number in (0, 2)]
+    trainings.append(Training(gang, 1))
+    for training in trainings:
+        training.start()
+    first, last, other = ended(*trainings)
+    assert (first, last) == ("worker 0 (a:1): shard 0", "worker 2 (c:3): shard 2")
+    assert other in (first, last) and gang.ends == []
+
+
+def test_a_worker_that_does_not_leave_its_collectives_ends_as_if_the_other_were_gone(
+    gang, monkeypatch, capsys
+):
+    monkeypatch.setattr(heartbeat, "SAVING_SECONDS", 1.0)
+    deaf = Training(gang, 0, deaf=True)
+    failing, other = Training(gang, 1, own="shard 7"), Training(gang, 2)
+    for training in (deaf, failing, other):
+        training.start()
+    assert 1 <= gang.wait(0) < 10
+    for one in gang.connections[0].values():
+        one.close()
+    assert ended(failing, other) == ["worker 1 (b:2): shard 7"] * 2
+    assert gang.ends == [(0, 75)]
+    assert capsys.readouterr().err == f"lockstep: worker 1 (b:2) is gone: {REMEDY}\n"
+    deaf.lines.put("shard 7")

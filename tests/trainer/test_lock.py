@@ -133,7 +133,9 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path):
         held, (note,) = take(tmp_path)
         assert time.monotonic() - began < STALE
     assert (held.generation, held.before.pid) == (2, first.process.pid)
-    assert note.startswith(f"took {tmp_path} over from process {first.process.pid} on ")
+    assert note == (
+        f"took {tmp_path} over from process {first.process.pid} on {socket.gethostname()}, which is gone"
+    )
     assert files(tmp_path) == ["00000002.json"]
 
 

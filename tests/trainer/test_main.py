@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -307,7 +308,9 @@ class PaperTrainer:
         self.timesheet = SimpleNamespace(began=0.0)
         self.step = SimpleNamespace(number=SimpleNamespace(numpy=lambda: 3))
 
-    def train(self, texts: Mapping[str, str], started: Callable[[], None]) -> Any:
+    def train(
+        self, texts: Mapping[str, str], started: Callable[[], None], stop: threading.Event
+    ) -> Any:
         from trainer.trainer import Outcome
 
         type(self).texts = texts
@@ -578,7 +581,7 @@ def test_sigterm_while_the_training_is_made(lockstep, tmp_path: Path, monkeypatc
 
 
 def test_sigterm_is_left_alone_by_the_launcher_otherwise(lockstep, monkeypatch) -> None:
-    """The training takes the signal over by itself; before and after, and in other modes, it ends the process."""
+    """Before and after a training, and in other modes, it ends the process."""
     seen = []
 
     def look(self: Any, *arguments: Any) -> Any:
@@ -586,15 +589,38 @@ def test_sigterm_is_left_alone_by_the_launcher_otherwise(lockstep, monkeypatch) 
         return {"loss": 1.0} if not arguments else np.zeros([1, 2, 2, 1], np.uint8)
 
     before = signal.getsignal(signal.SIGTERM)
-    train = PaperTrainer.train
-    monkeypatch.setattr(
-        PaperTrainer, "train", lambda self, *how, **more: (look(self), train(self, *how, **more))[1]
-    )
+    monkeypatch.setattr(main, "_results", lambda folder: str(look(None)))
     monkeypatch.setattr(PaperTrainer, "evaluate", look)
     monkeypatch.setattr(PaperTrainer, "sample", look)
     for command in ("train sea", "evaluate", "sample"):
         assert lockstep(f"{command} --workdir=w")[0] == 0
     assert seen == [before] * 3
+
+
+def test_sigterm_around_a_training_is_not_lost(lockstep, monkeypatch) -> None:
+    """The training takes the signal over by itself: before that it is told, and after it nothing ends a run that has saved."""
+    from trainer.trainer import Outcome
+
+    ended: list[int] = []
+    told: list[bool] = []
+    train = PaperTrainer.train
+
+    def signalled(self: Any, texts: Any, started: Any, stop: threading.Event) -> Any:
+        told.append(stop.is_set())
+        os.kill(os.getpid(), signal.SIGTERM)
+        told.append(stop.is_set())
+        return train(self, texts, started, stop)
+
+    monkeypatch.setattr(PaperTrainer, "train", signalled)
+    monkeypatch.setattr(PaperTrainer, "ends", Outcome.PREEMPTED)
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.append(1))
+    try:
+        assert lockstep("train sea --workdir=w")[0] == 75
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+    assert (told, ended) == ([False, True], [])
 
 
 def test_ends(lockstep, monkeypatch) -> None:

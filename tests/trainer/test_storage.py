@@ -242,6 +242,43 @@ def test_a_training_goes_on_while_a_slow_save_runs(
     assert one["waited"] < one["seconds"] / 2
 
 
+def test_the_training_thread_waits_for_no_write_that_is_done_before_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each write takes two seconds; of these the training thread spends none in a save, but for copies from the device."""
+    delay = 2.0
+    trainer = quiet(regression(steps=8, log_every=2, checkpoint_every=4), LOOPS_OF_2, tmp_path)
+    snapshot, save = trainer._kept.snapshot, trainer._kept.save
+    write, row = durable.write, MetricWriter.write
+    copies, spent = [], []
+
+    def timed(seconds: list[float], function, *arguments):
+        began = time.perf_counter()
+        result = function(*arguments)
+        seconds.append(time.perf_counter() - began)
+        return result
+
+    def slow(path, *more):
+        if path.suffix == ".safetensors":
+            time.sleep(delay)
+        write(path, *more)
+
+    def written_before(self, step, *more):
+        if step == 6:
+            trainer.checkpoints.flush()
+        return row(self, step, *more)
+
+    monkeypatch.setattr(trainer._kept, "snapshot", lambda: timed(copies, snapshot))
+    monkeypatch.setattr(trainer._kept, "save", lambda writer: timed(spent, save, writer))
+    monkeypatch.setattr(durable, "write", slow)
+    monkeypatch.setattr(MetricWriter, "write", written_before)
+    trainer.train()
+    assert [event["step"] for event in saves(tmp_path)] == [4, 8]
+    for event, copy, seconds in zip(saves(tmp_path), copies, spent, strict=True):
+        assert event["seconds"] >= delay
+        assert max(event["waited"], seconds) - copy < delay / 2
+
+
 def test_seconds_of_snapshots_and_of_saves_that_are_too_slow_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
