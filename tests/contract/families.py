@@ -193,11 +193,11 @@ def lstm(**fields: object) -> Experiment:
 
 
 def transformer(**fields: object) -> Experiment:
-    """Two blocks with dropout everywhere, AdamW that leaves vectors alone, clipping, windows in shuffled order."""
+    """A block with dropout everywhere, AdamW that leaves vectors alone, clipping, windows in shuffled order."""
     objective = functools.partial(
         LanguageModel,
         network=functools.partial(
-            TransformerNetwork, layers=2, heads=2, width=8, context=12, dropout=0.2
+            TransformerNetwork, layers=1, heads=2, width=8, context=12, dropout=0.2
         ),
         decoding=Decoding(length=11),
         optimizer=Optimizer(
@@ -216,13 +216,13 @@ def transformer(**fields: object) -> Experiment:
 
 
 def gpt2_lora(weights: int = 0, **fields: object) -> Experiment:
-    """A pretrained GPT-2 of which adaptations of all products are learnt, with dropout everywhere.
+    """A pretrained GPT-2 of one block, of whose products adaptations are learnt, with dropout everywhere.
 
     Args:
       weights: seed of the pretrained ones.
     """
     lora = LoRA(rank=2, projections=PROJECTIONS, dropout=0.1)
-    network = functools.partial(gpt2, weights=TinyGPT2(weights), dropout=0.2, lora=lora)
+    network = functools.partial(gpt2, weights=TinyGPT2(weights, n_layer=1), dropout=0.2, lora=lora)
     return pretrained_text(network, **fields)
 
 
