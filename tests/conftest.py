@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -29,6 +30,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     # Tests without TensorFlow do not wait for it; modules that use it have imported it by now.
     if "tensorflow" in sys.modules:
         split_cpu()
+    # A tenth of tracing's time goes into looking for garbage among the objects of what was imported.
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 @pytest.fixture(scope="session")

@@ -47,14 +47,16 @@ def undisturbed(tmp_path_factory):
             signal.SIGKILL,
             ["launch: worker 1 was ended by SIGKILL: ending worker 0"],
         ),
-        (
-            # Deaf to SIGTERM as well.
+        pytest.param(
+            # Deaf to SIGTERM as well. Its parts are tested always: tests/contract/test_workers.py stops a worker, and in
+            # tests/clusters/test_gang.py one is deaf.
             signal.SIGSTOP,
             [
                 "did not beat for 5 seconds, stopped or cut off: see its log",
                 "launch: worker 0 exited with 75: ending worker 1",
                 "launch: worker 1 did not end in time: SIGKILL",
             ],
+            marks=pytest.mark.full,
         ),
     ],
 )

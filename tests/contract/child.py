@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import gc
 import glob
 import json
 import os
@@ -223,6 +224,9 @@ def _import() -> None:
 
     import tests.contract.families  # noqa: F401
     import trainer.trainer  # noqa: F401
+
+    gc.freeze()  # As tests/conftest.py does.
+    gc.set_threshold(50_000)
 
 
 def _fork(run: Callable[[], int]) -> int:

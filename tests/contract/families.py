@@ -39,7 +39,7 @@ GLOBAL_BATCH = 16
 GROUP = 4
 
 
-def _experiment(objective: Callable, best: str, **fields: object) -> Experiment:
+def _experiment(objective: Callable, best: str | None, **fields: object) -> Experiment:
     values = {
         "source": Split(Digits(), share=0.03, by="tail"),
         "validation": Split(Digits(), part="validation", share=0.03, by="tail"),
@@ -86,7 +86,7 @@ def dcgan(**fields: object) -> Experiment:
 
 
 def class_gan(**fields: object) -> Experiment:
-    """Hinge SN-ResNets of classes: lazy R1, differentiable augmentation, minibatch deviation."""
+    """Hinge SN-ResNets of classes: lazy R1, differentiable augmentation, minibatch deviation; never evaluated."""
     objective = functools.partial(
         GAN,
         generator=functools.partial(ResNetGenerator, width=8, group=GROUP),
@@ -99,7 +99,7 @@ def class_gan(**fields: object) -> Experiment:
         augmentation=("colour", "translation", "cutout"),
         average_decay=0.9,
     )
-    return _experiment(objective, "generator_loss", **({"evaluate_every": 10} | fields))
+    return _experiment(objective, None, **({"evaluate_every": 0} | fields))
 
 
 def vae(**fields: object) -> Experiment:
@@ -193,11 +193,11 @@ def lstm(**fields: object) -> Experiment:
 
 
 def transformer(**fields: object) -> Experiment:
-    """Two blocks with dropout everywhere, AdamW that leaves vectors alone, clipping, windows in shuffled order."""
+    """A block with dropout everywhere, AdamW that leaves vectors alone, clipping, windows in shuffled order."""
     objective = functools.partial(
         LanguageModel,
         network=functools.partial(
-            TransformerNetwork, layers=2, heads=2, width=8, context=12, dropout=0.2
+            TransformerNetwork, layers=1, heads=2, width=8, context=12, dropout=0.2
         ),
         decoding=Decoding(length=11),
         optimizer=Optimizer(
@@ -216,13 +216,13 @@ def transformer(**fields: object) -> Experiment:
 
 
 def gpt2_lora(weights: int = 0, **fields: object) -> Experiment:
-    """A pretrained GPT-2 of which adaptations of all products are learnt, with dropout everywhere.
+    """A pretrained GPT-2 of one block, of whose products adaptations are learnt, with dropout everywhere.
 
     Args:
       weights: seed of the pretrained ones.
     """
     lora = LoRA(rank=2, projections=PROJECTIONS, dropout=0.1)
-    network = functools.partial(gpt2, weights=TinyGPT2(weights), dropout=0.2, lora=lora)
+    network = functools.partial(gpt2, weights=TinyGPT2(weights, n_layer=1), dropout=0.2, lora=lora)
     return pretrained_text(network, **fields)
 
 
@@ -353,7 +353,7 @@ EXPERIMENTS = {
 SHORT = {"precision": "float32", "steps": 5}
 # What two workers train, and one process to compare: name -> (experiment, fields). The first also draws samples.
 RUNS = {family: (family, {"samples": 2} if family == "gan" else {}) for family in FAMILIES}
-RUNS |= {f"{family}_float32": (family, SHORT) for family in FAMILIES}
+RUNS |= {"vae_float32": ("vae", SHORT)}
 RUNS |= {"fingerprint": ("fingerprint", {})}
 UNEVALUATED = {"steps": 10, "evaluate_every": 0, "best_metric": None}
 RUNS |= {family: (family, UNEVALUATED) for family in ("transformer", "gpt2_lora")}

@@ -12,18 +12,22 @@ import sys
 
 import pytest
 
+from tests.contract.families import EXPERIMENTS
 from tests.contract.runs import Run, assert_close, assert_equal, results
 from trainer import ledger
+from trainer.checkpoint import read
 from trainer.report import report
+from trainer.workdir import checkpoint_steps
 
 STEPS = {
-    "steps": 120,
+    "steps": 60,
     "checkpoint_every": 15,
     "log_every": 10,
     "evaluate_every": 20,
     "keep_checkpoints": 2,
 }
 ONE = {"strategy": "one_device", "steps_per_loop": 7}
+TWO = {"replicas": 2, "virtual_devices": 2, "steps_per_loop": 7}
 
 
 class Nursery:
@@ -84,11 +88,11 @@ def _log(workdir: pathlib.Path) -> str:
 
 # family: (hardware, kills in each test run, kills with --full)
 RANDOM_KILLS = {
-    "gan": ({"replicas": 2, "virtual_devices": 2, "steps_per_loop": 7}, 1, 150),
+    "gan": (TWO, 1, 150),
     "vae": ({"strategy": "one_device", "xla": "on", "steps_per_loop": 7}, 1, 250),
-    "lstm": ({"strategy": "one_device", "microbatch": 8, "steps_per_loop": 7}, 1, 600),
-    "transformer": ({"strategy": "one_device", "steps_per_loop": 7}, 1, 100),
-    "gpt2_lora": ({"strategy": "one_device", "steps_per_loop": 7}, 1, 100),
+    "lstm": (ONE, 1, 600),
+    "transformer": (ONE, 1, 100),
+    "gpt2_lora": (ONE, 1, 100),
 }
 
 
@@ -98,10 +102,13 @@ def test_kills_at_random_change_no_bit(family, nursery, undisturbed, tmp_path, f
     hardware, few, many = RANDOM_KILLS[family]
     chance = random.Random(family)
     kills, runs = 0, 0
-    while kills < (many if full else few):
+    wanted = many if full else few
+    while kills < wanted:
         runs += 1
         workdir = tmp_path / str(runs)
         for _ in range(chance.randrange(1, 5)):
+            if kills == wanted:
+                break
             rows = chance.randrange(5)
             # Before the first row it may still be building, or saving nothing yet.
             moment = [rows, (0.05 if rows else 4.0) * chance.random()]
@@ -112,27 +119,45 @@ def test_kills_at_random_change_no_bit(family, nursery, undisturbed, tmp_path, f
         print(f"{family}: {kills} kills in {runs} runs changed no bit", flush=True)
 
 
-@pytest.mark.parametrize(
-    ("family", "moment"),
-    [
-        ("gan", "before_fsync"),
-        ("vae", "before_rename"),
-        ("vae", "before_prune"),
-        ("lstm", "after_rename"),
-        ("gpt2_lora", "before_prune"),
-    ],
-)
-def test_kills_during_a_save_change_no_bit(family, moment, nursery, undisturbed, tmp_path):
-    """Once, or twice in one run: at an early save and, after the restart, at a later one."""
+# family: (hardware, moment of a save, which saves)
+SAVES = {
+    "gan": (TWO, "before_fsync", [3]),
+    # At an early one and, after the restart, at a later one.
+    "vae": (ONE, "before_rename", [2, 3]),
+    "lstm": (ONE, "after_rename", [2]),
+    "gpt2_lora": (ONE, "before_prune", [2]),
+}
+
+
+@pytest.mark.parametrize("family", SAVES)
+def test_kills_during_a_save_change_no_bit(family, nursery, undisturbed, tmp_path):
+    """And at each of them the best checkpoint is there, which the newest names."""
+    hardware, moment, calls = SAVES[family]
     workdir = tmp_path / "run"
-    for call in (2, 3) if moment == "before_rename" else (3,):
-        assert nursery.run(family, ONE, workdir, die=[moment, call]) == -9, _log(workdir)
+    for call in calls:
+        assert nursery.run(family, hardware, workdir, die=[moment, call]) == -9, _log(workdir)
         scratch = list((workdir / "checkpoints").glob(".step-*"))
         assert bool(scratch) == (moment in ("before_fsync", "before_rename"))
-    assert nursery.run(family, ONE, workdir) == 0, _log(workdir)
-    assert_equal(results(workdir), undisturbed(family, ONE))
-    _check_goodput(workdir, 3 if moment == "before_rename" else 2)
+        _check_best(workdir, f"eval/{EXPERIMENTS[family]().best_metric}")
+    assert nursery.run(family, hardware, workdir) == 0, _log(workdir)
+    assert_equal(results(workdir), undisturbed(family, hardware))
+    _check_goodput(workdir, 1 + len(calls))
     assert not list((workdir / "checkpoints").glob(".step-*"))
+
+
+def _check_best(workdir: pathlib.Path, metric: str) -> None:
+    """That the newest checkpoint names the best evaluation until then, whose checkpoint is kept."""
+    steps = checkpoint_steps(workdir / "checkpoints")
+    newest = read(workdir / "checkpoints" / f"step-{steps[-1]:08d}.safetensors")
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    values = {
+        row["step"]: row["metrics"][metric]
+        for row in rows
+        if row["step"] <= steps[-1] and metric in row["metrics"]
+    }
+    best = min(values, key=values.__getitem__, default=None)
+    assert newest.notes["best"] == ({"step": best, "value": values[best]} if values else {})
+    assert best is None or best in steps
 
 
 def _check_goodput(workdir: pathlib.Path, starts: int) -> None:
@@ -140,7 +165,7 @@ def _check_goodput(workdir: pathlib.Path, starts: int) -> None:
     found = report(workdir)
     kinds, events = found.seconds, ledger.events(workdir / "events.jsonl")
     first, last = events[0], events[-1]
-    assert (found.state, found.step, found.counts["start"]) == ("done", 120, starts)
+    assert (found.state, found.step, found.counts["start"]) == ("done", STEPS["steps"], starts)
     whole = last["time"] - first["time"] + first["building"] + first["waiting"]
     assert found.wall_seconds == pytest.approx(whole, abs=0.1)
     assert min(kinds.values()) >= 0 and kinds["steps"] > 0 and kinds["evaluation"] > 0
@@ -148,36 +173,24 @@ def _check_goodput(workdir: pathlib.Path, starts: int) -> None:
     assert kinds["compiling"] > 0 and kinds["down"] > 0
 
 
-def test_the_best_checkpoint_survives_a_kill_between_saving_and_naming_it(nursery, tmp_path):
-    """Saving names it: whatever the newest checkpoint names as the best is there after a kill at any moment of a save."""
-    from trainer.checkpoint import read
-    from trainer.workdir import checkpoint_steps
-
-    workdir = tmp_path / "run"
-    for moment, call in (("after_rename", 2), ("before_prune", 2)):
-        assert nursery.run("vae", ONE, workdir, die=[moment, call]) == -9, _log(workdir)
-        steps = checkpoint_steps(workdir / "checkpoints")
-        newest = read(workdir / "checkpoints" / f"step-{steps[-1]:08d}.safetensors")
-        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-        values = {
-            r["step"]: r["metrics"].get("eval/negative_elbo")
-            for r in rows
-            if r["step"] <= steps[-1]
-        }
-        values = {step: value for step, value in values.items() if value is not None}
-        assert newest.notes["best"] == {
-            "step": min(values, key=values.get),
-            "value": min(values.values()),
-        }
-        assert newest.notes["best"]["step"] in steps
+ACCUMULATING = ONE | {"microbatch": 4}
+# family: (layout, and how it is killed there) …, the layout of the undisturbed run
+RESTARTS = {
+    "gan": ([(ONE, ["after_rename", 2]), (TWO | {"steps_per_loop": 5}, None)], TWO),
+    "vae": (
+        [(ONE, ["after_rename", 2]), (TWO, ["before_rename", 3]), (ACCUMULATING, None)],
+        ONE,
+    ),
+    "lstm": ([(TWO, ["before_rename", 2]), (ACCUMULATING, None)], ONE),
+}
 
 
-@pytest.mark.parametrize("family", ["gan", "vae", "lstm"])
+@pytest.mark.parametrize("family", RESTARTS)
 def test_a_restart_on_another_layout_goes_on_the_same(family, nursery, undisturbed, tmp_path):
-    """Killed on one replica, killed again on two, finished on one with accumulation: equal up to the order of sums."""
+    """Killed on one replica or two, finished on another number or with accumulation: equal up to the order of sums."""
     workdir = tmp_path / "run"
-    assert nursery.run(family, ONE, workdir, die=["after_rename", 2]) == -9, _log(workdir)
-    two = {"replicas": 2, "virtual_devices": 2, "steps_per_loop": 5}
-    assert nursery.run(family, two, workdir, die=["before_rename", 3]) == -9, _log(workdir)
-    assert nursery.run(family, ONE | {"microbatch": 4}, workdir) == 0, _log(workdir)
-    assert_close(results(workdir), undisturbed(family, ONE), losses=1e-9, weights=1e-8)
+    lives, undisturbed_on = RESTARTS[family]
+    for hardware, die in lives:
+        assert nursery.run(family, hardware, workdir, die=die) == (-9 if die else 0), _log(workdir)
+    whole = undisturbed(family, undisturbed_on)
+    assert_close(results(workdir), whole, losses=1e-9, weights=1e-8)

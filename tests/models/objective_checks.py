@@ -9,6 +9,8 @@ import tensorflow as tf
 from input_pipeline.noise import Noise
 
 NOISE_DTYPE = {"float32": tf.float32, "float64": tf.float64, "mixed_bfloat16": tf.float32}
+WAYS = [("float32", True), ("float64", False), ("mixed_bfloat16", False)]
+"""Each Keras policy once, and with XLA or without: a policy that is wrong shows when a loss is traced, which both begin with."""
 
 
 @contextlib.contextmanager

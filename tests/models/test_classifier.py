@@ -11,6 +11,7 @@ from input_pipeline.batches import Feature
 from models.classifier import Classifier
 from models.mlp import MLPEncoder
 from tests.models.objective_checks import (
+    WAYS,
     build,
     check_builds_alike_twice,
     check_lowers_to_xla,
@@ -32,8 +33,7 @@ def batch(dtype=tf.float32):
     return {"image": images, "label": tf.constant(LABELS)}
 
 
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("policy", ["float32", "float64", "mixed_bfloat16"])
+@pytest.mark.parametrize(("policy", "jit"), WAYS)
 def test_the_phase(policy, jit):
     objective = build(small, policy)
     dtype = tf.float64 if policy == "float64" else tf.float32

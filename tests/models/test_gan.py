@@ -23,6 +23,7 @@ from models.image_networks import (
 from models.mlp import MLPDecoder, MLPEncoder
 from models.resnet_networks import ResNetDiscriminator, ResNetGenerator
 from tests.models.objective_checks import (
+    WAYS,
     build,
     check_builds_alike_twice,
     check_lowers_to_xla,
@@ -245,8 +246,7 @@ def test_the_phases_and_the_average():
 # The phases as the trainer runs them
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["plain", "xla"])
-@pytest.mark.parametrize("policy", ["float32", "float64", "mixed_bfloat16"])
+@pytest.mark.parametrize(("policy", "jit"), WAYS)
 @pytest.mark.parametrize("critic", [False, True])
 def test_gradients_are_finite_and_each_phase_moves_its_own_statistics(critic, policy, jit):
     gan = build(lambda: convolutional(**CRITIC if critic else {}), policy)
@@ -275,9 +275,7 @@ def test_rows_of_classes_depend_on_their_own_example_and_group():
         check_rows_are_their_own(gan, phase, labelled_images(tf.float64))
 
 
-@pytest.mark.parametrize(
-    ("policy", "jit"), [("float64", False), ("mixed_bfloat16", False), ("float32", True)]
-)
+@pytest.mark.parametrize(("policy", "jit"), WAYS)
 def test_gradients_with_classes_and_statistics(policy, jit):
     """Class-conditional batch norm in the generator, spectral norm in the discriminator, which every call refreshes."""
     gan = build(conditional, policy)

@@ -60,8 +60,7 @@ def spread(model, scale=3.0):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("policy", ["float32", "float64", "mixed_bfloat16"])
+@pytest.mark.parametrize(("policy", "jit"), checks.WAYS)
 def test_gradients_are_finite_dense_and_connected(policy, jit, tied):
     model = build(policy, dropout=0.3, tied=tied)
     (phase,) = model.phases

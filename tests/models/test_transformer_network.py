@@ -265,8 +265,7 @@ def test_the_cache_is_of_the_compute_dtype():
 
 
 @each_kind
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("policy", ["float32", "float64", "mixed_bfloat16"])
+@pytest.mark.parametrize(("policy", "jit"), checks.WAYS)
 def test_gradients_are_finite_dense_and_connected(policy, jit, kind):
     model = build(policy, dropout=0.3, layers=1, **KINDS[kind])
     (phase,) = model.phases

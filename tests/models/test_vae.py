@@ -22,6 +22,7 @@ from models.mlp import MLPDecoder, MLPEncoder
 from models.vae import VAE
 from tests.models.objective_checks import (
     NOISE_DTYPE,
+    WAYS,
     build,
     check_builds_alike_twice,
     check_lowers_to_xla,
@@ -261,8 +262,7 @@ def test_negative_log_likelihood_is_near_the_integral():
     np.testing.assert_allclose(evaluate(), -integral, atol=0.02)
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["plain", "xla"])
-@pytest.mark.parametrize("policy", list(NOISE_DTYPE))
+@pytest.mark.parametrize(("policy", "jit"), WAYS)
 @pytest.mark.parametrize("make", [mlp, convolutional])
 def test_gradients_are_finite(make, policy, jit):
     vae = build(make, policy)

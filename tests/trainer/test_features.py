@@ -34,11 +34,25 @@ def bare() -> keras.Model:
 
 
 @pytest.fixture(scope="module")
-def files(bare: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
+def whole(bare: keras.Model) -> keras.Model:
+    """With its top, and otherwise the same weights."""
+    network = keras.applications.InceptionV3(weights=None)
+    network.set_weights([*bare.get_weights(), *network.layers[-1].get_weights()])
+    return network
+
+
+@pytest.fixture
+def built(whole: keras.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is made without weights was made before, which takes seconds: for tests in which none are read."""
+    monkeypatch.setattr(keras.applications, "InceptionV3", lambda weights: whole)
+
+
+@pytest.fixture(scope="module")
+def files(
+    bare: keras.Model, whole: keras.Model, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[pathlib.Path]:
     """A folder of its weights in several forms, 400 MB."""
     folder = tmp_path_factory.mktemp("weights")
-    whole = keras.applications.InceptionV3(weights=None)
-    whole.set_weights([*bare.get_weights(), *whole.layers[-1].get_weights()])
     for network, names in ((whole, WHOLE), (bare, BARE)):
         for name in names:
             path = folder / name
@@ -46,6 +60,18 @@ def files(bare: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     yield folder
     for path in folder.iterdir():
         path.unlink()
+
+
+@pytest.fixture(scope="module")
+def nets(files: pathlib.Path) -> dict[str, InceptionNet]:
+    """Of each form of the file, made without a connection."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a connection was made")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "socket", refuse)
+        return {name: InceptionNet(files / name, files) for name in (*WHOLE, *BARE)}
 
 
 def resized(pictures: np.ndarray) -> np.ndarray:
@@ -62,26 +88,20 @@ def resized(pictures: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8, 1), (2, 40, 28, 3), (1, 400, 350, 3)])
-def test_features_are_those_of_keras_own_model(bare, files, shape, tmp_path, monkeypatch):
+def test_features_are_those_of_keras_own_model(bare, nets, shape, monkeypatch):
     pictures = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
     monkeypatch.setattr(InceptionNet, "BATCH", 2)
-    seen = InceptionNet(files / "bare.h5", tmp_path)(pictures)
+    seen = nets["bare.h5"](pictures)
     expected = bare(keras.applications.inception_v3.preprocess_input(resized(pictures))).numpy()
     assert seen.probabilities is None and seen.features.shape == (shape[0], 2048)
     assert expected.std() > 0.05
     np.testing.assert_allclose(seen.features, expected, rtol=0, atol=1e-5)
 
 
-def test_each_form_of_a_file_is_one_space(bare, files, tmp_path, monkeypatch):
+def test_each_form_of_a_file_is_one_space(bare, files, nets, tmp_path):
     """Its name tells the weights, the layer of the classes is none of them, and nothing is downloaded."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a connection was made")
-
-    monkeypatch.setattr(socket, "socket", refuse)
-    nets = [InceptionNet(files / name, tmp_path) for name in (*WHOLE, *BARE)]
-    assert {net.digest for net in nets} == {nets[0].digest}
-    for net, name in zip(nets, (*WHOLE, *BARE), strict=True):
+    (digest,) = {net.digest for net in nets.values()}
+    for name, net in nets.items():
         weights = f"{files / name} ({net.digest.hex()[:12]})"
         assert net.name == f"Keras' InceptionV3 with the weights of {weights}"
     last = bare.weights[-1]
@@ -89,11 +109,11 @@ def test_each_form_of_a_file_is_one_space(bare, files, tmp_path, monkeypatch):
     last.assign(before + 1e-3)
     bare.save_weights(tmp_path / "other.weights.h5")
     last.assign(before)
-    assert InceptionNet(tmp_path / "other.weights.h5", tmp_path).digest != nets[0].digest
+    assert InceptionNet(tmp_path / "other.weights.h5", tmp_path).digest != digest
 
 
 @pytest.mark.parametrize("name", ["other.h5", "other.weights.h5", "other.keras"])
-def test_weights_of_another_network_are_refused(name, tmp_path, recwarn):
+def test_weights_of_another_network_are_refused(name, built, tmp_path, recwarn):
     other = keras.Sequential([keras.Input([299, 299, 3]), keras.layers.Conv2D(32, 3)])
     (other.save_weights if ".weights." in name else other.save)(tmp_path / name)
     recwarn.clear()
@@ -115,7 +135,7 @@ def test_weights_of_another_network_are_refused(name, tmp_path, recwarn):
         ("text.keras", "File is not a zip file"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_line(files, name, reason, tmp_path):
+def test_a_file_that_cannot_be_read_is_one_line(files, built, name, reason, tmp_path):
     whole = files / name.replace("cut", "whole")
     (tmp_path / name).write_bytes(whole.read_bytes()[:1_000_000] if whole.exists() else b"no")
     with pytest.raises(DataProblem) as error:
@@ -125,7 +145,7 @@ def test_a_file_that_cannot_be_read_is_one_line(files, name, reason, tmp_path):
     assert says.endswith("): save or copy it again") and "\n" not in says
 
 
-def test_pictures_of_other_channels_are_refused(files, tmp_path):
+def test_pictures_of_other_channels_are_refused(nets):
     says = "the pictures have 2 channels, and InceptionV3 is for 1, grey, or 3, colours"
     with pytest.raises(ConfigError, match=f"^{says}$"):
-        InceptionNet(files / "bare.h5", tmp_path)(np.zeros([1, 8, 8, 2], np.uint8))
+        nets["bare.h5"](np.zeros([1, 8, 8, 2], np.uint8))
