@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
@@ -19,7 +19,8 @@ from trainer.environment import Workers, attached_tpus
 from trainer.exits import ConfigError, LostPeer, UsageError
 from trainer.hardware import Hardware, workers
 from trainer.heartbeat import Heartbeat
-from trainer.peers import meet
+from trainer.listening import close_to_others
+from trainer.peers import meet, own_address, split, wait_for_names
 
 REGISTER_SECONDS = 60
 """How long TensorFlow waits for workers that have met: they lack nothing but its server, or have died."""
@@ -252,6 +253,7 @@ def _multi_worker(hardware: Hardware, found: Workers, note: Callable[[str], None
         _deterministic()
     _configure_service(len(hosts), hardware.heartbeat_seconds)
     strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    _close_server(hosts, worker, hardware.start_seconds, note)
     watch = functools.partial(
         Heartbeat,
         connections,
@@ -264,6 +266,17 @@ def _multi_worker(hardware: Hardware, found: Workers, note: Callable[[str], None
     return Cluster(
         strategy, _xla(hardware, accelerator), len(hosts), worker, found.notes, waited, watch
     )
+
+
+def _close_server(
+    hosts: Sequence[str], worker: int, seconds: float, note: Callable[[str], None]
+) -> None:
+    """Leaves TensorFlow's server to the addresses by which the others and this worker itself know it."""
+    addresses, (_, port) = wait_for_names(hosts, seconds), split(hosts[worker])
+    if not close_to_others(port, {addresses[worker], own_address(addresses, worker)}):
+        note(
+            f"TensorFlow's port {port} is open on all interfaces of this machine: keep it in a private network"
+        )
 
 
 def _abort_collectives(line: str) -> None:

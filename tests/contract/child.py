@@ -21,6 +21,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -95,8 +96,12 @@ def worker(rank: str, ports: str, workdir: str) -> int:
             fields: dict = fields,
             hardware: Hardware = hardware,
         ) -> int:
-            flipped = name.endswith("_flipped") and hardware.worker == 1
-            prepare = functools.partial(_flip, FLIP_STEP) if flipped else lambda trainer: None
+            def prepare(trainer: Trainer) -> None:
+                if name.endswith("_flipped") and hardware.worker == 1:
+                    _flip(FLIP_STEP, trainer)
+                if name == "fingerprint" and hardware.worker == 1:
+                    _knock(hardware.hosts[0])
+
             folder = pathlib.Path(workdir, name)
             complete(EXPERIMENTS[family](**fields), hardware, folder, prepare, note=print)
             return 0
@@ -106,6 +111,14 @@ def worker(rank: str, ports: str, workdir: str) -> int:
         if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
             return code
     return 0
+
+
+def _knock(host: str) -> None:
+    """Says whether the server of the other worker answers at another address than that by which it is known."""
+    try:
+        socket.create_connection(("127.0.0.2", int(host.partition(":")[2])), timeout=1).close()
+    except TimeoutError:
+        print("no answer at 127.0.0.2", flush=True)
 
 
 def _flip(step: int, trainer: Trainer) -> None:

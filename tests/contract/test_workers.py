@@ -68,6 +68,12 @@ def test_two_workers_learn_the_same(name, workers, tmp_path):
     assert pictures == (["step-00000050.png"] if fields.get("samples") else [])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is Linux's")
+def test_the_servers_of_tensorflow_are_closed_but_to_the_gang(workers):
+    """By themselves they listen at every address of a machine."""
+    assert "no answer at 127.0.0.2" in (workers / "worker1.log").read_text().splitlines()
+
+
 def events(workdir, kind):
     """Of that kind in the ledger, without their times."""
     lines = map(json.loads, (workdir / "events.jsonl").open())
