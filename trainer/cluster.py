@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import functools
 import os
+import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 
 import tensorflow as tf
 from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
@@ -20,7 +21,7 @@ from trainer.exits import ConfigError, LostPeer, UsageError
 from trainer.hardware import Hardware, workers
 from trainer.heartbeat import Heartbeat
 from trainer.listening import close_to_others
-from trainer.peers import meet, own_address, split, wait_for_names
+from trainer.peers import meet, split
 
 REGISTER_SECONDS = 60
 """How long TensorFlow waits for workers that have met: they lack nothing but its server, or have died."""
@@ -253,7 +254,7 @@ def _multi_worker(hardware: Hardware, found: Workers, note: Callable[[str], None
         _deterministic()
     _configure_service(len(hosts), hardware.heartbeat_seconds)
     strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
-    _close_server(hosts, worker, hardware.start_seconds, note)
+    _close_server(hosts[worker], {one.getsockname()[0] for one in connections.values()}, note)
     watch = functools.partial(
         Heartbeat,
         connections,
@@ -268,12 +269,13 @@ def _multi_worker(hardware: Hardware, found: Workers, note: Callable[[str], None
     )
 
 
-def _close_server(
-    hosts: Sequence[str], worker: int, seconds: float, note: Callable[[str], None]
-) -> None:
-    """Leaves TensorFlow's server to the addresses by which the others and this worker itself know it."""
-    addresses, (_, port) = wait_for_names(hosts, seconds), split(hosts[worker])
-    if not close_to_others(port, {addresses[worker], own_address(addresses, worker)}):
+def _close_server(host: str, met_at: Collection[str], note: Callable[[str], None]) -> None:
+    """Leaves TensorFlow's server to all addresses of this worker's name, and to those at which it has met the others."""
+    name, port = split(host)
+    own = set(met_at)
+    with contextlib.suppress(OSError):
+        own |= {str(found[4][0]) for found in socket.getaddrinfo(name, port)}
+    if not close_to_others(port, own):
         note(
             f"TensorFlow's port {port} is open on all interfaces of this machine: keep it in a private network"
         )

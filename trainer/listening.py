@@ -13,6 +13,7 @@ import ipaddress
 import os
 import pathlib
 import socket
+import stat
 import struct
 from collections.abc import Collection, Iterator
 
@@ -43,12 +44,15 @@ def _listening(port: int) -> Iterator[socket.socket]:
     """Duplicates of this process's sockets that listen on the port."""
     descriptors = pathlib.Path("/proc/self/fd")
     for name in os.listdir(descriptors) if descriptors.is_dir() else []:
-        # It may be closed by now, or no socket.
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as one:
-            internet = one.family in (socket.AF_INET, socket.AF_INET6)
-            listens = internet and one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            if listens and one.getsockname()[1] == port:
-                yield one
+        # It may be closed by now.
+        with contextlib.suppress(OSError):
+            if not stat.S_ISSOCK(os.stat(int(name)).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as one:
+                internet = one.family in (socket.AF_INET, socket.AF_INET6)
+                listens = internet and one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                if listens and one.getsockname()[1] == port:
+                    yield one
 
 
 def _attach(listening: socket.socket, program: bytes) -> bool:
@@ -63,7 +67,8 @@ def _attach(listening: socket.socket, program: bytes) -> bool:
 
 def _passes(address: str) -> bytes:
     """Instructions that pass packets to this address whole, and go on after them with others."""
-    to = ipaddress.ip_address(address)
+    named = ipaddress.ip_address(address)
+    to = getattr(named, "ipv4_mapped", None) or named
     steps = [(LOAD_BYTE, NETWORK_HEADER), (SHIFT_RIGHT, 4), (JUMP_IF_EQUAL, int(to.version))]
     for number, word in enumerate(struct.unpack(f"!{len(to.packed) // 4}I", to.packed)):
         place = NETWORK_HEADER + DESTINATION[to.version] + 4 * number

@@ -219,7 +219,7 @@ def gang(monkeypatch):
     monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", Gang)
     monkeypatch.setattr(module, "meet", lambda hosts, worker, seconds: {})
     monkeypatch.setattr(module, "_configure_service", lambda workers, seconds: None)
-    monkeypatch.setattr(module, "_close_server", lambda hosts, worker, seconds, note: None)
+    monkeypatch.setattr(module, "_close_server", lambda host, met_at, note: None)
 
     def run(config=None, hardware=None):
         text = config if isinstance(config, str) else json.dumps(config)

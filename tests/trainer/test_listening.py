@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
@@ -49,14 +50,20 @@ def server(request):
         listening.shutdown(socket.SHUT_RDWR)
 
 
-@pytest.mark.parametrize("own", [["127.0.0.1"], ["127.0.0.2"], ["127.0.0.3", "127.0.0.1"], ["::1"]])
+@pytest.mark.parametrize(
+    "own", [["127.0.0.1"], ["127.0.0.2"], ["127.0.0.3", "::ffff:127.0.0.1"], ["::1"]]
+)
 def test_only_its_addresses_are_reached(own, server):
     port = server.getsockname()[1]
     known = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
     known += ["::1"] if server.family == socket.AF_INET6 else []
     assert all(reaches(address, port) for address in known)
+    descriptors = len(os.listdir("/proc/self/fd"))
     assert close_to_others(port, own)
-    assert {address for address in known if reaches(address, port)} == {*own} & {*known}
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert {address for address in known if reaches(address, port)} == {
+        address.removeprefix("::ffff:") for address in own
+    } & {*known}
 
 
 def test_a_port_that_nobody_listens_on():
