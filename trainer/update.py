@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from models.objective import Phase
+from trainer import adam
 from trainer.exits import ConfigError, Diverged
 from trainer.precision import INITIAL_SCALE, Precision, next_scale
 
@@ -201,7 +202,8 @@ class Update:
         sums: tf.Tensor,
     ) -> None:
         for variable, gradient in zip(self.phase.variables, gradients, strict=True):
-            move(variable.value, self._rule_for(variable), gradient, rate)
+            slots = adam.slots(self.rule, variable)
+            move(variable.value, self._rule_for(variable), gradient, rate, *slots)
         move(self.rule.iterations.value, lambda count: count.assign_add(1))
         for variable, value in zip(self.statistics, statistics, strict=True):
             move(variable.value, lambda statistic, new: statistic.assign(new), value)
@@ -224,11 +226,16 @@ class Update:
         decays = decays and (self.phase.optimizer.decay_vectors or len(variable.shape) > 1)
         decay = decay if decay and decays else None
 
-        def move(component: tf.Variable, gradient: tf.Tensor, rate: tf.Tensor) -> None:
+        def move(
+            component: tf.Variable, gradient: tf.Tensor, rate: tf.Tensor, *slots: tf.Variable
+        ) -> None:
             # Decoupled from the gradient (Loshchilov and Hutter 2019), before the rule moves the weight, as Keras does.
             if decay is not None:
                 component.assign_sub(component * tf.cast(rate * decay, component.dtype))
-            self.rule.update_step(gradient, variable, rate)
+            if slots:
+                adam.move(self.rule, component, gradient, rate, *slots)
+            else:
+                self.rule.update_step(gradient, variable, rate)
 
         return move
 

@@ -128,7 +128,9 @@ def weight_decay_dropped(monkeypatch):
         Update,
         "_rule_for",
         lambda self, variable: (
-            lambda component, gradient, rate: self.rule.update_step(gradient, variable, rate)
+            lambda component, gradient, rate, *slots: self.rule.update_step(
+                gradient, variable, rate
+            )
         ),
     )
 

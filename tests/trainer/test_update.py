@@ -225,6 +225,24 @@ def test_a_rule_moves_weights_as_keras_itself(name):
             )
 
 
+def test_adam_is_one_operation_a_variable():
+    """But not its variant that keeps a maximum, which that operation does not know."""
+
+    def operations(rule):
+        runner = Runner(lambda: phase(*variables(), rule=rule))
+        zeros = [tf.zeros(v.shape, v.dtype) for v in runner.phase.variables]
+        arguments = tf.constant(0, tf.int64), zeros, [tf.constant(0.0, tf.float64)], []
+        update = tf.function(lambda: runner.strategy.run(runner.update, args=arguments))
+        graph = update.get_concrete_function().graph.as_graph_def()
+        nodes = [n.op for function in graph.library.function for n in function.node_def]
+        return nodes.count("ResourceApplyAdam"), nodes.count("Sqrt")
+
+    # Keras' rule has two roots a variable, of the velocity and of 1 - β₂ᵗ.
+    assert operations(RULES["Adam"]) == (2, 0)
+    assert operations(RULES["AdamW"]) == (2, 0)
+    assert operations(RULES["Adam with amsgrad"]) == (0, 4)
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_every_slot_is_kept_under_a_name_of_its_own(name):
     """Also where a rule gives two the same name, as Adafactor does."""
