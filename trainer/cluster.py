@@ -174,7 +174,10 @@ class Cluster:
         """One line for people."""
         name = type(self.strategy).__name__.replace("V2", "").replace("V1", "")
         workers = f" on {self.workers} workers" if self.workers > 1 else ""
-        return f"{name}, {self.replicas} × {self.device_type}{workers}, XLA {'on' if self.xla else 'off'}"
+        count = tf.config.threading.get_intra_op_parallelism_threads()
+        threads = f", {count} thread{'s' * (count > 1)} an operation" if count else ""
+        xla = "on" if self.xla else "off"
+        return f"{name}, {self.replicas} × {self.device_type}{workers}{threads}, XLA {xla}"
 
 
 def connect(hardware: Hardware, note: Callable[[str], None] = lambda line: None) -> Cluster:
@@ -191,6 +194,8 @@ def connect(hardware: Hardware, note: Callable[[str], None] = lambda line: None)
     found = workers(hardware, os.environ, attached_tpus())
     if os.environ.get("TF_CONFIG") == "":
         del os.environ["TF_CONFIG"]  # MirroredStrategy reads it too, and cannot read nothing.
+    if hardware.intra_op_threads:
+        _use_threads(hardware.intra_op_threads)
     name = hardware.strategy
     if name == "auto":
         name = "tpu" if found.tpu else "multi_worker" if len(found.hosts) > 1 else "local"
@@ -214,6 +219,15 @@ def connect(hardware: Hardware, note: Callable[[str], None] = lambda line: None)
     else:
         strategy = tf.distribute.OneDeviceStrategy(devices[0])
     return Cluster(strategy, _xla(hardware, accelerator), notes=found.notes)
+
+
+def _use_threads(count: int) -> None:
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(count)
+    except RuntimeError:
+        raise UsageError(
+            f"intra_op_threads is {count}, but this process has begun with another number: start another process"
+        ) from None
 
 
 def _local_devices(hardware: Hardware) -> list[str]:

@@ -166,6 +166,12 @@ def _define() -> flags.FlagValues:
         "microbatch", None, "examples a replica computes at a time", flag_values=values
     )
     flags.DEFINE_integer(
+        "intra_op_threads",
+        None,
+        "of one operation on CPU; all cores if not given",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
         "steps_per_loop", 20, "steps between two looks of the host", flag_values=values
     )
     flags.DEFINE_integer(

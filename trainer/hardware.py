@@ -32,7 +32,10 @@ class Hardware:
       worker: index of this worker among `hosts`; None without them.
       tpu: name of a TPU, or "local".
       xla: "on", "off", or "auto": on for GPU and TPU, off for CPU, where oneDNN is faster.
-      microbatch: examples a replica computes at a time; None for all of its examples of an update.
+      microbatch: examples a replica computes at a time; None for all of its examples of an update. On CPU without XLA
+        several are computed side by side, if there are threads.
+      intra_op_threads: threads of one operation on CPU; None for TensorFlow's choice, all cores. With one for each, small
+        networks train faster if as many microbatches as there are cores are computed side by side.
       steps_per_loop: most steps between two looks of the host at the device.
       start_seconds: how long a worker waits for the others to start.
       heartbeat_seconds: after how long a worker that is stopped or cut off is missing.
@@ -48,6 +51,7 @@ class Hardware:
     tpu: str | None = None
     xla: str = "auto"
     microbatch: int | None = None
+    intra_op_threads: int | None = None
     steps_per_loop: int = 20
     start_seconds: int = 600
     heartbeat_seconds: int = 60
@@ -105,6 +109,7 @@ def _check_values(hardware: Hardware) -> None:
         ("replicas", 1),
         ("virtual_devices", 0),
         ("microbatch", 1),
+        ("intra_op_threads", 1),
         ("steps_per_loop", 1),
         ("start_seconds", 1),
         ("heartbeat_seconds", 1),

@@ -138,6 +138,10 @@ def test_devices_and_strategy(hardware, kind, devices):
             "virtual_devices is 8, but this process has split the CPU in 4 already: start another process",
         ),
         (
+            Hardware(intra_op_threads=99),
+            "intra_op_threads is 99, but this process has begun with another number: start another process",
+        ),
+        (
             Hardware(strategy="one_device", replicas=2),
             "--strategy=one_device has one replica: drop --replicas=2",
         ),
@@ -167,6 +171,7 @@ def test_devices_and_strategy(hardware, kind, devices):
         ),
         (Hardware(xla="yes"), "--xla=yes: choose one of auto, on, off"),
         (Hardware(steps_per_loop=0), "--steps_per_loop=0: it must be at least 1"),
+        (Hardware(intra_op_threads=0), "--intra_op_threads=0: it must be at least 1"),
         (Hardware(replicas=0), "--replicas=0: it must be at least 1"),
         (Hardware(replicas=-2), "--replicas=-2: it must be at least 1"),
         (Hardware(virtual_devices=-1), "--virtual_devices=-1: it must be at least 0"),

@@ -194,12 +194,17 @@ def test_wrong_command_line(
 def test_command_line_is_read() -> None:
     line = flags.parse(
         "train a b --gin_file=c --gin_param A.x=1 --gin_param=A.x=2,3 --workdir=w --hosts=h:1,[::1]:2 "
-        "--worker=1 --xla=on --microbatch 8".split()
+        "--worker=1 --xla=on --microbatch 8 --intra_op_threads=2".split()
     )
     assert line.configs == ("a", "b", "c")
     assert line.gin_params == ("A.x=1", "A.x=2,3")
     assert line.hardware == Hardware(
-        hosts=("h:1", "[::1]:2"), worker=1, xla="on", microbatch=8, steps_per_loop=20
+        hosts=("h:1", "[::1]:2"),
+        worker=1,
+        xla="on",
+        microbatch=8,
+        intra_op_threads=2,
+        steps_per_loop=20,
     )
     assert flags.parse(["train", "--workdir=w"]).hardware == Hardware()
 
