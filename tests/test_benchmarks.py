@@ -121,6 +121,8 @@ def test_transformer(
     """Trained to the end by itself, where PyTorch is not installed; its loss is that of the trainer's own evaluation."""
     without_pytorch(monkeypatch)
     transformer = program("transformer")
+    # Other tests have begun with TensorFlow's threads.
+    monkeypatch.setattr(transformer, "side_by_side", lambda batch: {"microbatch": batch // 2})
     with pytest.raises(SystemExit, match="2"):
         transformer.main(["--full"])
     text = tmp_path / "text.txt"

@@ -1,8 +1,8 @@
 """Milliseconds a step of a small transformer on the CPU, beside the same recipe in plain PyTorch.
 
 nanoGPT's recipe for a CPU, the configuration transformer/shakespeare: 4 layers of width 128, 4 heads, 12 windows of 64
-characters a step, AdamW. Ours is the trainer's own loop, PyTorch's a plain one with its fused attention and optimiser, in a
-process of its own. Short rounds of each in turn. With --full both are trained to the end, a round of each in turn, and judged
+characters a step, AdamW. Ours is the trainer's own loop with a microbatch on each core (--intra_op_threads=1 --microbatch=6 of
+12 on 2 cores), PyTorch's a plain one with its fused attention and optimiser, in a process of its own. Short rounds of each in turn. With --full both are trained to the end, a round of each in turn, and judged
 by the whole last tenth of the text in windows of 64.
 
     scripts/benchmark transformer
@@ -25,7 +25,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import tensorflow as tf
 from measuring import pytorch
-from measuring.configuration import WITHOUT_END, Configuration, alone, stepping, write_random_text
+from measuring.configuration import (
+    WITHOUT_END,
+    Configuration,
+    alone,
+    side_by_side,
+    stepping,
+    write_random_text,
+)
 from measuring.rounds import (
     Cost,
     Costs,
@@ -69,7 +76,9 @@ def measure(line: argparse.Namespace, scratch: pathlib.Path) -> None:
         write_random_text(text)
     end = [] if line.full else [WITHOUT_END]
     configuration = Configuration(CONFIGURATION, [f'DATA="{text}"', *end, *line.gin_param])
-    trainer = alone(configuration.experiment(), "on" if line.xla else "auto")
+    # A program of XLA uses all cores by itself.
+    threads = {} if line.xla else side_by_side(configuration["Experiment.global_batch"])
+    trainer = alone(configuration.experiment(), "on" if line.xla else "auto", **threads)
     rounds, rest = divmod(configuration["Experiment.steps"], line.steps)
     if line.full and rest:
         sys.exit(

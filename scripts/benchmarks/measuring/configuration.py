@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -47,9 +48,17 @@ class Configuration:
         return self._names.build(self._resolved)
 
 
-def alone(experiment: Experiment, xla: str) -> Trainer:
+def alone(experiment: Experiment, xla: str, **hardware: int) -> Trainer:
     """Trains it here on one device, in memory."""
-    return Trainer(experiment, Hardware(strategy="one_device", xla=xla), note=lambda _: None)
+    device = Hardware(strategy="one_device", xla=xla, **hardware)
+    return Trainer(experiment, device, note=lambda _: None)
+
+
+def side_by_side(global_batch: int) -> dict[str, int]:
+    """The hardware's flags by which a CPU computes a microbatch on each core, as many as divide the batch."""
+    cores = len(os.sched_getaffinity(0))
+    count = max(n for n in range(1, cores + 1) if global_batch % n == 0)
+    return {"intra_op_threads": 1, "microbatch": global_batch // count}
 
 
 def stepping(trainer: Trainer) -> Callable[[int], None]:
