@@ -66,7 +66,7 @@ def lockstep_training(
     """The whole trainer."""
     parameters = [*parameters, f'Experiment.precision="{precision}"']
     experiment = Configuration(CONFIGURATION, parameters).experiment()
-    return stepping(alone(experiment, "on" if xla else "auto"))
+    return stepping(alone(experiment, xla="on" if xla else "auto"))
 
 
 class KerasTraining:

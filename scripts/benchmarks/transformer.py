@@ -2,8 +2,9 @@
 
 nanoGPT's recipe for a CPU, the configuration transformer/shakespeare: 4 layers of width 128, 4 heads, 12 windows of 64
 characters a step, AdamW. Ours is the trainer's own loop with a microbatch on each core (--intra_op_threads=1 --microbatch=6 of
-12 on 2 cores), PyTorch's a plain one with its fused attention and optimiser, in a process of its own. Short rounds of each in turn. With --full both are trained to the end, a round of each in turn, and judged
-by the whole last tenth of the text in windows of 64.
+12 on 2 cores), PyTorch's a plain one with its fused attention and optimiser, in a process of its own. Short rounds of each in
+turn. With --full both are trained to the end, a round of each in turn, and judged by the whole last tenth of the text in
+windows of 64.
 
     scripts/benchmark transformer
     scripts/benchmark transformer --full --data=input.txt
@@ -19,6 +20,7 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -77,8 +79,9 @@ def measure(line: argparse.Namespace, scratch: pathlib.Path) -> None:
     end = [] if line.full else [WITHOUT_END]
     configuration = Configuration(CONFIGURATION, [f'DATA="{text}"', *end, *line.gin_param])
     # A program of XLA uses all cores by itself.
-    threads = {} if line.xla else side_by_side(configuration["Experiment.global_batch"])
-    trainer = alone(configuration.experiment(), "on" if line.xla else "auto", **threads)
+    batch = configuration["Experiment.global_batch"]
+    hardware: dict[str, Any] = {"xla": "on"} if line.xla else side_by_side(batch)
+    trainer = alone(configuration.experiment(), **hardware)
     rounds, rest = divmod(configuration["Experiment.steps"], line.steps)
     if line.full and rest:
         sys.exit(

@@ -48,9 +48,9 @@ class Configuration:
         return self._names.build(self._resolved)
 
 
-def alone(experiment: Experiment, xla: str, **hardware: int) -> Trainer:
-    """Trains it here on one device, in memory."""
-    device = Hardware(strategy="one_device", xla=xla, **hardware)
+def alone(experiment: Experiment, **hardware: Any) -> Trainer:
+    """Trains it here on one device, in memory; `hardware` are further attributes of `Hardware`."""
+    device = Hardware(strategy="one_device", **hardware)
     return Trainer(experiment, device, note=lambda _: None)
 
 
