@@ -19,7 +19,7 @@ from models.image_networks import count_stages
 from models.layers import GhostBatchNorm, built
 from models.minibatch_stddev import MinibatchStddev
 from models.objective import Noise
-from models.spectral_norm import Convolution, Dense
+from models.spectral_norm import Convolution, Dense, DoubledConvolution, HalvedConvolution
 
 LARGEST_SIDE = 128
 RESIDUAL_SCALE = 2.0
@@ -212,22 +212,20 @@ class _Up(keras.layers.Layer):
         noise, options = noise(name), {"spectral": spectral}
         self.norms = [GhostBatchNorm(group, f"norm_{i}", classes=classes) for i in range(2)]
         self.convolutions = [
-            Convolution(channels, 3, noise, f"convolution_{i}", scale=RESIDUAL_SCALE, **options)
-            for i in range(2)
+            kind(channels, 3, noise, f"convolution_{i}", scale=RESIDUAL_SCALE, **options)
+            for i, kind in enumerate((DoubledConvolution, Convolution))
         ]
         self.shortcut = Convolution(channels, 1, noise, "shortcut", **options)
 
     def build(self, input_shape: Sequence[Any]) -> None:
-        height, width, channels = input_shape[1:]
-        built(self.shortcut, (2 * height, 2 * width, channels))
-        shape: tuple[int, ...] = (height, width, channels)
+        shape = tuple(input_shape[1:])
+        built(self.shortcut, shape)
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
             shape = built(convolution, built(norm, shape))
 
     def call(self, x: tf.Tensor, *, labels: tf.Tensor | None, **state: bool) -> tf.Tensor:
         """`[b, h, w, inputs]` -> `[b, 2h, 2w, channels]`."""
-        y = doubled(tf.nn.relu(self.norms[0](x, labels=labels, **state)))
-        y = self.convolutions[0](y, **state)
+        y = self.convolutions[0](tf.nn.relu(self.norms[0](x, labels=labels, **state)), **state)
         y = tf.nn.relu(self.norms[1](y, labels=labels, **state))
         # A 1×1 convolution of doubled pixels is the doubled convolution, at a quarter of the cost.
         return self.convolutions[1](y, **state) + doubled(self.shortcut(x, **state))
@@ -258,8 +256,8 @@ class _Down(keras.layers.Layer):
         noise, options = noise(name), {"spectral": spectral}
         self.channels, self.first, self.halve = channels, first, halve
         self.convolutions = [
-            Convolution(channels, 3, noise, f"convolution_{i}", scale=RESIDUAL_SCALE, **options)
-            for i in range(2)
+            kind(channels, 3, noise, f"convolution_{i}", scale=RESIDUAL_SCALE, **options)
+            for i, kind in enumerate((Convolution, HalvedConvolution if halve else Convolution))
         ]
         self.shortcut = Convolution(channels, 1, noise, "shortcut", **options) if shortcut else None
 
@@ -278,7 +276,7 @@ class _Down(keras.layers.Layer):
         shortcut = halved(x) if self.halve else x
         if self.shortcut is not None:
             shortcut = self.shortcut(shortcut, **state)
-        return (halved(y) if self.halve else y) + shortcut
+        return y + shortcut
 
     def compute_output_shape(self, input_shape: Sequence[Any]) -> tuple[Any, ...]:
         rows, height, width, _ = input_shape
@@ -288,9 +286,8 @@ class _Down(keras.layers.Layer):
 
 def doubled(x: tf.Tensor) -> tf.Tensor:
     """Each pixel of `[b, h, w, channels]` four times: `[b, 2h, 2w, channels]`."""
-    height, width, channels = x.shape[1:]
-    x = tf.tile(x[:, :, tf.newaxis, :, tf.newaxis], [1, 1, 2, 1, 2, 1])
-    return tf.reshape(x, [-1, 2 * height, 2 * width, channels])
+    # Axis by axis: the gradient of a tiling of both at once is eight times slower on CPU.
+    return tf.repeat(tf.repeat(x, 2, 1), 2, 2)
 
 
 def halved(x: tf.Tensor) -> tf.Tensor:

@@ -132,3 +132,40 @@ class Convolution(_Linear):
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         return *input_shape[:-1], self.outputs
+
+
+class DoubledConvolution(Convolution):
+    """A convolution of the image in which each pixel stands four times: `[b, h, w, inputs]` -> `[b, 2h, 2w, outputs]`.
+
+    It is a transposed convolution of stride 2 with the kernel's sums over 2×2 places: the same numbers but for rounding, with 4
+    products an output where there were 9 (as in the networks of Karras et al. 2018, section A).
+    """
+
+    def linear(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        kernel = tf.transpose(_summed(kernel)[::-1, ::-1], [0, 1, 3, 2])
+        shape = [tf.shape(x)[0], *self.compute_output_shape(x.shape)[1:]]
+        return tf.nn.conv2d_transpose(x, kernel, shape, strides=2, padding="SAME")
+
+    def compute_output_shape(self, input_shape: Sequence[Any]) -> tuple[Any, ...]:
+        rows, height, width, _ = input_shape
+        return rows, 2 * height, 2 * width, self.outputs
+
+
+class HalvedConvolution(Convolution):
+    """The means of 2×2 pixels of a convolution: `[b, h, w, inputs]` -> `[b, h/2, w/2, outputs]`, h and w even.
+
+    It is a convolution of stride 2 with the kernel's means over 2×2 places.
+    """
+
+    def linear(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        return tf.nn.conv2d(x, _summed(kernel) / 4, strides=2, padding="SAME")
+
+    def compute_output_shape(self, input_shape: Sequence[Any]) -> tuple[Any, ...]:
+        rows, height, width, _ = input_shape
+        return rows, height // 2, width // 2, self.outputs
+
+
+def _summed(kernel: tf.Tensor) -> tf.Tensor:
+    """The sums of a kernel's four places within each 2×2 pixels, `[size, size, …]` -> `[size + 1, size + 1, …]`."""
+    places = [[[i, 1 - i], [j, 1 - j], [0, 0], [0, 0]] for i in (0, 1) for j in (0, 1)]
+    return tf.add_n([tf.pad(kernel, place) for place in places])

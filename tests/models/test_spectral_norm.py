@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from input_pipeline.noise import Noise
-from models.spectral_norm import Convolution, Dense
+from models.resnet_networks import doubled, halved
+from models.spectral_norm import Convolution, Dense, DoubledConvolution, HalvedConvolution
 from tests.models.objective_checks import dtype_policy
 
 KINDS = ["dense", "convolution"]
@@ -143,3 +144,41 @@ def test_without_spectral_norm_they_are_keras_layers(kind):
         None,
         *reference(inputs(kind)).shape[1:],
     )
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "plain"),
+    [
+        (DoubledConvolution, lambda made, x: made(doubled(x))),
+        (HalvedConvolution, lambda made, x: halved(made(x))),
+    ],
+)
+def test_a_convolution_with_a_change_of_size_is_both_in_turn(kind, plain, jit):
+    """To its second gradient, which gradient penalties take."""
+    with dtype_policy("float64"):
+        changing, same = (
+            each(5, 3, Noise(1, each.__name__, rows=1), "layer", spectral=True)
+            for each in (kind, Convolution)
+        )
+    x = tf.constant(inputs("convolution"))
+    for made in (changing, same):
+        made.build(x.shape)
+    changing.bias.assign(np.arange(5.0))
+    same.set_weights(changing.get_weights())
+
+    @tf.function(jit_compile=jit)
+    def run(forward, made):
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                y = forward(x)
+                total = tf.reduce_sum(tf.sin(y))
+            gradient = inner.gradient(total, x)
+            squares = tf.reduce_sum(gradient**2)
+        return y, gradient, outer.gradient(squares, made.kernel.value)
+
+    found = run(changing, changing)
+    for a, b in zip(found, run(lambda x: plain(same, x), same), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+    assert changing.compute_output_shape(x.shape) == tuple(found[0].shape)
