@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
+from models import lstm_cudnn
 from models.initializers import Uniform
 from models.objective import Noise
 
@@ -117,7 +118,8 @@ def _recurrence(
     gradients are large ones after it. Both loops are compiled by XLA, unless they are small; in a program that is compiled as a
     whole they are a part of it. On CPU the rows are done in two halves side by side: while one multiplies, the other does what is between two
     products. Measured against loops of TensorFlow with one product for all gates (2 layers of 512 units, 64 × 100, 2
-    cores): 1.5 times as fast, and faster than PyTorch's fused layers; `scripts/benchmark lstm`.
+    cores): 1.5 times as fast, and faster than PyTorch's fused layers; `scripts/benchmark lstm`. On a GPU where XLA compiles nothing it is
+    cuDNN's.
 
     Args:
       x: `[b, time, inputs]`, of the dtype of the products.
@@ -131,6 +133,8 @@ def _recurrence(
     Returns:
       h of all times `[b, time, units]` and the last c `[b, units]`.
     """
+    if lstm_cudnn.fits(x, h, mask) and not _in_xla():
+        return lstm_cudnn.recurrence(x, kernel, recurrent_kernel, bias, h, c)
     large = h.shape.is_fully_defined() and h.shape.num_elements() >= LARGE and not _in_xla()
     forward, backward = (_compiled_forward, _compiled_backward) if large else (_forward, _backward)
     parts = 2 if large and h.shape[0] % 2 == 0 and not _accelerated() else 1
