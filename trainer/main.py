@@ -239,8 +239,7 @@ def _compared(
     path = Path(line.workdir or "") / "samples" / name
     workdir.prepare(path.parent)
     durable.write(path, pictures.png(pictures.table(neighbours)))
-    classes = getattr(trainer.objective, "classes", None)
-    return {"samples": judge(samples, classes), "real": judge.floor}
+    return {"samples": judge(samples, trainer.classes), "real": judge.floor}
 
 
 def _seed(line: flags.CommandLine, trainer: Trainer) -> int:
@@ -280,7 +279,7 @@ def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         return
     from trainer import pictures
 
-    suffix, data = pictures.file(decoded)
+    suffix, data = pictures.file(decoded, trainer.classes)
     path = Path(line.workdir or "") / "samples" / f"step-{step:08d}-seed-{seed}{suffix}"
     workdir.prepare(path.parent)
     durable.write(path, data)

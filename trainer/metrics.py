@@ -53,15 +53,18 @@ class MetricWriter:
         self._rows.write(step, examples, seconds, metrics)
         self._events.scalars(step, metrics)
 
-    def samples(self, step: int, decoded: np.ndarray | Sequence[str]) -> pathlib.Path:
+    def samples(
+        self, step: int, decoded: np.ndarray | Sequence[str], classes: int | None = None
+    ) -> pathlib.Path:
         """Samples of a step, to TensorBoard and to a file, which is returned.
 
         Args:
           step: after which they were drawn.
           decoded: uint8 pictures `[n, height, width, 1 or 3]`, or texts.
+          classes: of pictures, see `pictures.grid`.
         """
         if isinstance(decoded, np.ndarray):
-            return self._picture("samples", step, pictures.grid(decoded), "")
+            return self._picture("samples", step, pictures.grid(decoded, classes), "")
         suffix, data = pictures.file(decoded)
         self._events.text("samples", step, pictures.markdown(decoded))
         return self._keep(f"step-{step:08d}{suffix}", data)
@@ -120,7 +123,9 @@ class NullWriter:
     def write(self, step: int, examples: int, seconds: float, metrics: Mapping[str, float]) -> None:
         pass
 
-    def samples(self, step: int, decoded: np.ndarray | Sequence[str]) -> None:
+    def samples(
+        self, step: int, decoded: np.ndarray | Sequence[str], classes: int | None = None
+    ) -> None:
         pass
 
     def table(self, step: int, name: str, cells: np.ndarray) -> None:

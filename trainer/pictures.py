@@ -15,11 +15,12 @@ GAP_GREY = 64
 """Neither black nor white, in which many pictures end."""
 
 
-def grid(pictures: np.ndarray) -> np.ndarray:
+def grid(pictures: np.ndarray, classes: int | None = None) -> np.ndarray:
     """Pictures side by side, row by row, in a nearly square grid with a gap of one pixel.
 
     Args:
       pictures: uint8 `[n, height, width, 1 or 3]`.
+      classes: if picture i is of class i modulo them: as nearly square as with each column of one class.
 
     Returns:
       uint8 `[grid_height, grid_width, 1 or 3]`: the grid, each pixel of it (gaps too, or
@@ -29,6 +30,8 @@ def grid(pictures: np.ndarray) -> np.ndarray:
     pictures = np.asarray(pictures)
     count = _check(pictures, 4)
     columns = math.isqrt(count - 1) + 1
+    if classes and classes <= count:
+        columns = classes * max(1, round(columns / classes))
     rows = -(-count // columns)
     cells = np.full([rows * columns, *pictures.shape[1:]], GAP_GREY, np.uint8)
     cells[:count] = pictures
@@ -79,17 +82,18 @@ def png(picture: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def file(decoded: np.ndarray | Sequence[str]) -> tuple[str, bytes]:
+def file(decoded: np.ndarray | Sequence[str], classes: int | None = None) -> tuple[str, bytes]:
     """The suffix and the bytes of the file that shows samples: a grid of pictures, or texts on a page.
 
     Args:
       decoded: uint8 pictures `[n, height, width, 1 or 3]`, or texts.
+      classes: of pictures, see `grid`.
 
     Raises:
       TypeError: for anything else.
     """
     if isinstance(decoded, np.ndarray):
-        return ".png", png(grid(decoded))
+        return ".png", png(grid(decoded, classes))
     if isinstance(decoded, (list, tuple)) and all(isinstance(text, str) for text in decoded):
         return ".txt", page(decoded).encode(errors="replace")
     raise TypeError(

@@ -407,7 +407,7 @@ class Trainer:
         """Writes samples and what other pictures the objective has; at the end, the animation of all samples."""
         samples = self.sample(self.experiment.samples)
         self._fence()
-        writer.samples(step, samples)
+        writer.samples(step, samples, self.classes)
         for name, table in self.pictures().items():
             writer.table(step, name, table)
         for name, picture in self._sampling.charts().items():
@@ -453,6 +453,11 @@ class Trainer:
         return compiled_loop(self.strategy, self.step)
 
     # ------------------------------------------------------------------ use
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes samples have in turn, sample i that of i modulo them; 0 or None if they have none."""
+        return getattr(self.objective, "classes", None)
 
     def evaluate(self) -> dict[str, float]:
         """Exact means of the objective's metrics over the validation examples, on the weights as they stand."""

@@ -48,6 +48,15 @@ def test_size_of_the_grid(shape, size):
     assert pictures.grid(np.zeros(shape, np.uint8)).shape == (*size, shape[3])
 
 
+@pytest.mark.parametrize(
+    ("count", "classes", "columns"), [(64, 3, 9), (100, 10, 10), (10, 4, 4), (5, 8, 3), (9, 0, 3)]
+)
+def test_columns_of_classes(count, classes, columns):
+    """Of as many columns as are a multiple of the classes, where there is one picture of each."""
+    side = pictures.grid(np.zeros([count, 500, 500, 1], np.uint8), classes).shape[1]
+    assert side == 501 * columns - 1
+
+
 def test_every_small_grid_is_visible_and_fits():
     for count in range(1, 101):
         side = pictures.grid(np.zeros([count, 8, 8, 1], np.uint8)).shape[1]
