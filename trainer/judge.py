@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import zipfile
 
 import numpy as np
 from sklearn.metrics.pairwise import euclidean_distances
@@ -67,11 +68,11 @@ class Judge:
         """Name -> value, of `count` pictures, uint8 `[count, height, width, channels]`.
 
         With `classes`, picture i is meant to show class i modulo them, and "recognised" is the share that does; of a network
-        that knows the classes.
+        that knows as many.
         """
         seen = self._net(pictures)
         found = _metrics(self._yardstick, seen)
-        if classes and seen.probabilities is not None:
+        if classes and seen.probabilities is not None and seen.probabilities.shape[1] == classes:
             meant = np.arange(len(pictures)) % classes
             found["recognised"] = float(np.mean(seen.probabilities.argmax(1) == meant))
         return found
@@ -81,9 +82,12 @@ class Judge:
         key = hashlib.sha256(self._net.digest)
         key.update(pictures.tobytes())
         path = self._net.folder / "seen" / f"{key.hexdigest()}.npz"
-        if path.exists():
-            with np.load(path, allow_pickle=False) as kept:
-                return Seen(**kept)
+        # What is damaged is seen once more.
+        with (
+            contextlib.suppress(OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile),
+            np.load(path, allow_pickle=False) as kept,
+        ):
+            return Seen(**kept)
         seen = self._net(pictures)
         with contextlib.suppress(OSError):  # Another's folder may be read-only.
             path.parent.mkdir(exist_ok=True)

@@ -188,6 +188,32 @@ class Means:
         return Seen(pictures.mean(2).reshape(len(pictures), -1))
 
 
+def test_samples_are_recognised_as_what_they_are_meant_to_be(runs, tmp_path):
+    """Sample i is meant to be of class i modulo them; a network of other classes cannot say."""
+
+    class Brightest(Means):
+        def __call__(self, pictures: np.ndarray) -> Seen:
+            return Seen(super().__call__(pictures).features, pictures[:, 0, :3, 0] / 255)
+
+    compare = judge.Judge(Brightest(tmp_path, b"brightest"), the_vae(runs), count=20)
+    pictures = np.zeros([20, 8, 8, 1], np.uint8)
+    pictures[np.arange(20), 0, np.arange(20) % 3] = 200
+    assert compare(pictures, classes=3)["recognised"] == 1
+    pictures[:5] = 0
+    pictures[:5, 0, 2] = 200  # Right for one of these five.
+    assert compare(pictures, classes=3)["recognised"] == 16 / 20
+    assert "recognised" not in compare(pictures) and "recognised" not in compare(pictures, 4)
+
+
+def test_what_was_seen_and_is_damaged_is_seen_again(runs, tmp_path):
+    trainer = the_vae(runs)
+    floor = judge.Judge(Means(tmp_path, b"one"), trainer, count=20).floor
+    for number, path in enumerate(sorted((tmp_path / "seen").iterdir())):
+        path.write_bytes(path.read_bytes()[:100] if number else b"")
+    again = Means(tmp_path, b"one")
+    assert judge.Judge(again, trainer, count=20).floor == floor and again.calls == 2
+
+
 def test_what_a_network_does_not_know_is_left_out(runs, tmp_path):
     trainer = the_vae(runs)
     pictures = np.random.default_rng(0).integers(0, 256, [20, 8, 8, 1], np.uint8)
