@@ -54,8 +54,7 @@ class Likelihood(keras.layers.Layer):
         error = tf.math.squared_difference(x, self.mean(outputs))
         metrics = {"squared_error": tf.reduce_mean(error, [1, 2, 3])}
         if self.discrete:
-            bits = negative_elbo / math.log(2)
-            metrics["bits_per_dimension"] = bits / math.prod(x.shape[1:])
+            metrics["bits_per_dimension"] = bits_per_dimension(negative_elbo, x)
         return metrics
 
 
@@ -135,6 +134,11 @@ def logit(mean: tf.Tensor) -> tf.Tensor:
     """log(mean / (1 - mean)) of means that are held a thousandth away from 0 and 1."""
     mean = tf.clip_by_value(mean, SMALLEST_MEAN, 1 - SMALLEST_MEAN)
     return tf.math.log(mean) - tf.math.log1p(-mean)
+
+
+def bits_per_dimension(nats: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Nats `[b]` of pictures `[b, height, width, channels]` in bits a pixel and channel."""
+    return nats / (math.log(2) * math.prod(x.shape[1:]))
 
 
 @tf.custom_gradient
