@@ -20,6 +20,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 class ImageFolder:
     """The pictures of a folder, in the order of their names; sub-folders, if there are any, are the classes.
 
+    Files and folders whose names begin with a dot are left alone.
+
     Features: "image", float32 `[height, width, channels]` in [0, 1], and with sub-folders "label", int32, by the order of
     their names. Only paths are held in memory.
 
@@ -96,7 +98,9 @@ def _list(folder: pathlib.Path) -> tuple[list[str], list[pathlib.Path], list[int
         raise DataError(f"{folder} is no folder: name one of pictures")
     flat = _pictures_in(folder)
     classes = sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and _pictures_in(entry)
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".") and _pictures_in(entry)
     )
     if flat and classes:
         raise DataError(

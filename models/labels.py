@@ -27,7 +27,10 @@ def count_classes(element_spec: Mapping[str, Feature], reason: str) -> int:
         found = f"the data has {', '.join(sorted(element_spec))} but no label"
         if label is not None:
             found = f'the feature "label" is {label.dtype} {list(label.shape)} without a number of classes'
-        raise ValueError(f"{reason}, but {found}: give the source its labels")
+        raise ValueError(
+            f"{reason}, but {found}: give the source labels (a folder of pictures has a sub-folder for each class, arrays have "
+            "labels, records label and classes)"
+        )
     return label.cardinality
 
 

@@ -47,6 +47,10 @@ DST holds train.npy, validation.npy and test.npy, tokenizer.json and index.json,
 .DST.partial and renamed when it is complete; stopped before, the same command goes on. In a configuration it is
 packed_corpus.folder = "DST".
 """
+DECODING = ("size", "channels", "fit", "on_bad_record", "bad_budget")
+"""Flags of sources that decode files or records."""
+FLAGS = {"image": "image_feature", "label": "label_feature"}
+"""Of arguments that have another name."""
 LINE_SECONDS = 10.0
 REFRESH_SECONDS = 0.1
 
@@ -64,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         known = _user_error(error)
         if known is None:
             raise
-        print(f"lockstep: {one_line(known)}", file=sys.stderr)
+        print(f"lockstep: {_in_flags(one_line(known))}", file=sys.stderr)
         return known.code
     return 0
 
@@ -88,6 +92,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     images.add_argument(
         "--channels", type=int, choices=(1, 3), help="pictures of files become grey or coloured"
+    )
+    images.add_argument(
+        "--fit", choices=("crop", "stretch"), help="what --size does (default: crop)"
+    )
+    images.add_argument(
+        "--on_bad_record",
+        choices=("fail", "skip"),
+        help="a file or record that is no picture is an error, or the next one takes its place (default: fail)",
+    )
+    images.add_argument(
+        "--bad_budget", type=int, metavar="N", help="more bad ones are an error (default: 100)"
     )
     images.add_argument("--labels", metavar="SRC", help="idx file or array of the labels")
     images.add_argument("--part", choices=("train", "test"), help="of MNIST's (default: train)")
@@ -146,9 +161,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _images(line: argparse.Namespace) -> None:
+    from input_pipeline.batches import DataError
     from input_pipeline.packing import pack
 
-    source, files = _source(line)
+    try:
+        source, files = _source(line)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     with Progress(sys.stderr, "pictures") as progress:
         pack(source, line.destination, _identity(line, files), progress)
     print(line.destination)
@@ -193,8 +214,13 @@ def _source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
     from input_pipeline.tfrecords import TFRecords
 
     path = pathlib.Path(line.source)
-    known = "size channels labels part split image_feature label_feature classes".split()
-    given = {name for name in known if getattr(line, name)}
+    known = (*DECODING, *"labels part split image_feature label_feature classes".split())
+    given = {name for name in known if getattr(line, name) is not None}
+    if "fit" in given and "size" not in given:
+        raise UsageError(f"--fit={line.fit} says what --size does: give both, or neither")
+    decoding = {name: getattr(line, name) for name in given.intersection(DECODING)}
+    if "size" in given:
+        decoding["size"] = _size(line.size)
     if (path / "features.json").is_file():
         _refuse(given & {"labels", "part", "classes"}, "TensorFlow Datasets")
         dataset = TensorFlowDataset(
@@ -202,16 +228,15 @@ def _source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
             split=line.split or "train",
             image=line.image_feature or "image",
             label=line.label_feature,
-            size=_size(line.size),
-            channels=line.channels,
+            **decoding,
         )
         return dataset, dataset.paths
     if path.is_dir() and any(path.glob("*-images-idx3-ubyte*")):
         _refuse(given - {"part"}, "MNIST's files")
         return mnist(line.source, line.part or "train"), sorted(path.iterdir())
     if path.is_dir():
-        _refuse(given - {"size", "channels"}, "a folder of pictures")
-        folder = ImageFolder(line.source, size=_size(line.size), channels=line.channels)
+        _refuse(given.difference(DECODING), "a folder of pictures")
+        folder = ImageFolder(line.source, **decoding)
         return folder, folder.paths
     records = [pathlib.Path(file) for file in sorted(glob.glob(line.source))]
     if given & {"image_feature", "label_feature"} or _is_tfrecord(records):
@@ -225,8 +250,7 @@ def _source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
             image=line.image_feature or "image/encoded",
             label=line.label_feature,
             classes=line.classes,
-            size=_size(line.size),
-            channels=line.channels,
+            **decoding,
         )
         return shards, records
     _refuse(given - {"labels"}, "an array")
@@ -254,9 +278,7 @@ def _share_or_path(text: str) -> float | str:
         return text
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
+def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d*)[x×]([1-9]\d*)", text)
     if not match:
         raise UsageError(f"--size is {text}: it must be height and width in pixels, such as 64x48")
@@ -284,6 +306,12 @@ def _user_error(error: Exception) -> UserError | None:
             f"{error.filename or 'the folder'} cannot be read or written ({reason}): mend it, and the same command goes on"
         )
     return data_problem(error)
+
+
+def _in_flags(message: str) -> str:
+    """What a source says of its arguments, which have other names here: ImageFolder.size is --size."""
+    sources = r"\b(?:ImageFolder|TFRecords|TensorFlowDataset)\.(\w+)"
+    return re.sub(sources, lambda found: f"--{FLAGS.get(found[1], found[1])}", message)
 
 
 class Progress:

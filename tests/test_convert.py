@@ -179,8 +179,29 @@ def test_texts(arguments, tokens, vocabulary, tmp_path, conversion, monkeypatch,
         assert path.read_bytes() == Path("again", path.name).read_bytes()
 
 
+def test_bad_pictures_are_replaced_up_to_a_budget(sources, conversion, monkeypatch, capsys):
+    """The next in order that can be read takes the place of each."""
+    monkeypatch.chdir(sources)
+    for name in ("b/2.png", "c/5.png"):
+        (sources / "folder" / name).write_bytes(b"?")
+    command = "images folder packed --on_bad_record=skip".split()
+    assert conversion.main([*command, "--bad_budget=1"]) == 65
+    said = capsys.readouterr().err
+    assert "2 pictures cannot be read, more than --bad_budget = 1: mend or remove" in said
+    assert conversion.main(command) == 0
+    packed = Packed("packed")
+    found = packed.read(tf.range(6, dtype=tf.int64))
+    taken = [1, 4, 3, 3, 0, 1]
+    np.testing.assert_array_equal(packed.decode(found["image"])[..., 0], PICTURES[taken])
+    np.testing.assert_array_equal(found["label"], LABELS[taken])
+
+
 def damage_picture(folder):
     (folder / "folder/b/2.png").write_bytes(b"?")
+
+
+def add_another_size(folder):
+    Image.fromarray(np.zeros((3, 3), np.uint8)).save(folder / "folder/c/6.png")
 
 
 def write_text(folder):
@@ -203,6 +224,10 @@ def damage_packed(folder):
             65,
             "folder/b/2.png cannot be read (it is no picture",
         ),
+        ("images folder packed", add_another_size, 65, "set --size"),
+        ("images folder packed --fit=stretch", None, 64, "--fit"),
+        ("images mnist packed --bad_budget=3", None, 64, "--bad_budget is not for MNIST's files"),
+        ("images folder packed --bad_budget=-3", None, 64, "--bad_budget is -3"),
         ("images folder mnist", None, 65, "mnist is there already: remove it"),
         ("images folder packed --size=8", None, 64, "--size is 8: it must be height and width"),
         ("images mnist packed --size=8x8", None, 64, "--size is not for MNIST's files"),

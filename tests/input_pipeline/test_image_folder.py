@@ -169,6 +169,14 @@ def test_batches_of_a_folder_have_static_shapes(tmp_path):
     assert all(any(np.array_equal(row, one) for one in everything) for row in rows)
 
 
+def test_hidden_files_and_folders_are_left_alone(tmp_path):
+    for name in ("a/1.png", "b/2.png", "b/.3.png", ".thumbnails/1.png"):
+        picture(tmp_path / name)
+    source = ImageFolder(str(tmp_path))
+    assert source.classes == ["a", "b"]
+    assert [path.name for path in source.paths] == ["1.png", "2.png"]
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [

@@ -524,7 +524,7 @@ def test_images_that_do_not_fit_are_named(shape, stages, message):
         ({"penalty_every": 16}, "penalty_every is 16 with penalty None"),
         ({"augmentation": ("flip",)}, 'has "flip": it must be of colour, translation, cutout'),
         ({"augmentation": ("cutout", "cutout")}, "cutout, cutout: name each change once"),
-        ({"conditional": True}, "the data has image but no label: give the source its labels"),
+        ({"conditional": True}, "the data has image but no label: give the source labels"),
         ({"critic_updates": 0}, "critic_updates 0"),
         ({"average_decay": 1.0}, "average_decay is 1.0"),
     ],

@@ -118,7 +118,7 @@ def test_label_plane_by_hand():
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (None, "the data has image but no label: give the source its labels"),
+        (None, "the data has image but no label: give the source labels (a folder"),
         (Feature((), "int32"), 'the feature "label" is int32 [] without a number of classes'),
         (Feature((3,), "int32", cardinality=2), 'the feature "label" is int32 [3] without'),
     ],
