@@ -6,12 +6,22 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.contract.families import FAMILIES, gpt2_lora, transformer
+from tests.contract.families import (
+    FAMILIES,
+    class_gan,
+    gpt2_lora,
+    iwae,
+    transformer,
+    two_layers,
+    vq_vae,
+)
 from tests.contract.runs import ONE
 from trainer.trainer import Trainer
 
+OTHERS = [class_gan, iwae, two_layers, vq_vae, transformer, gpt2_lora]
 
-@pytest.mark.parametrize("make", [*FAMILIES.values(), transformer, gpt2_lora])
+
+@pytest.mark.parametrize("make", [*FAMILIES.values(), *OTHERS])
 def test_the_whole_step_is_one_program_that_does_what_the_trainer_does(make):
     experiment = make(steps=2, log_every=2, evaluate_every=0, best_metric=None)
     ordinary = Trainer(experiment, ONE, note=lambda line: None)
