@@ -22,6 +22,7 @@ from models.layers import GhostBatchNorm
 from models.objective import Average, Batch, Feature, Metrics, Noise, Optimizer, Phase
 from models.penalties import PENALTIES
 from models.tables import COLUMNS, arc
+from models.xla import in_xla
 
 ADAM = Optimizer(
     rule=functools.partial(keras.optimizers.Adam, beta_1=0.5),
@@ -297,7 +298,12 @@ class GAN:
 
         if every == 1:
             return weighted()
-        return tf.cond(step % every == 0, weighted, lambda: tf.zeros([noise.rows], noise.dtype))
+        due = step % every == 0
+        if in_xla():
+            # It cannot compile the second gradient of a branch (TRAPS 9f), where shapes and permutations that were constants in the first
+            # pass are none: there the penalty is computed at every step, and is the same.
+            return tf.where(due, weighted(), 0)
+        return tf.cond(due, weighted, lambda: tf.zeros([noise.rows], noise.dtype))
 
     def _judge(
         self,

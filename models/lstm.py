@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import keras
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
 
 from models import lstm_cudnn
 from models.initializers import Uniform
 from models.objective import Noise
+from models.xla import in_xla
 
 State = tuple[tf.Tensor, tf.Tensor]
 """Output h and cell c of one layer, `[b, units]` each, in the variable dtype."""
@@ -133,9 +133,9 @@ def _recurrence(
     Returns:
       h of all times `[b, time, units]` and the last c `[b, units]`.
     """
-    if lstm_cudnn.fits(x, h, mask) and not _in_xla():
+    if lstm_cudnn.fits(x, h, mask) and not in_xla():
         return lstm_cudnn.recurrence(x, kernel, recurrent_kernel, bias, h, c)
-    large = h.shape.is_fully_defined() and h.shape.num_elements() >= LARGE and not _in_xla()
+    large = h.shape.is_fully_defined() and h.shape.num_elements() >= LARGE and not in_xla()
     forward, backward = (_compiled_forward, _compiled_backward) if large else (_forward, _backward)
     parts = 2 if large and h.shape[0] % 2 == 0 and not _accelerated() else 1
     masks = [None] * parts if mask is None else tf.split(mask, parts)
@@ -283,11 +283,6 @@ _compiled_backward = tf.function(_backward, jit_compile=True, autograph=False)
 
 def _accelerated() -> bool:
     return bool(tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU"))
-
-
-def _in_xla() -> bool:
-    """Whether what is traced becomes a part of a program of XLA."""
-    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def _product(rows: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:

@@ -42,9 +42,9 @@ class MinibatchStddev(keras.layers.Layer):
         variance = tf.reduce_mean(tf.math.squared_difference(grouped, mean), 1)
         # The root has no finite slope at 0, where all are the same.
         deviation = tf.reduce_mean(tf.sqrt(variance + EPSILON), 1)
-        channel = tf.reshape(tf.repeat(deviation, self.group), [rows, 1, 1, 1])
-        channel = tf.broadcast_to(tf.cast(channel, x.dtype), [rows, *shape[:-1], 1])
-        return tf.concat([x, channel], -1)
+        of_groups = tf.reshape(tf.cast(deviation, x.dtype), [-1, *[1] * len(x.shape)])
+        channel = tf.broadcast_to(of_groups, [rows // self.group, self.group, *shape[:-1], 1])
+        return tf.concat([x, tf.reshape(channel, [rows, *shape[:-1], 1])], -1)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         assert input_shape[-1] is not None

@@ -286,8 +286,10 @@ class _Down(keras.layers.Layer):
 
 def doubled(x: tf.Tensor) -> tf.Tensor:
     """Each pixel of `[b, h, w, channels]` four times: `[b, 2h, 2w, channels]`."""
+    height, width, channels = x.shape[1:]
     # Axis by axis: the gradient of a tiling of both at once is eight times slower on CPU.
-    return tf.repeat(tf.repeat(x, 2, 1), 2, 2)
+    x = tf.reshape(tf.stack([x, x], 2), [-1, 2 * height, width, channels])
+    return tf.reshape(tf.stack([x, x], 3), [-1, 2 * height, 2 * width, channels])
 
 
 def halved(x: tf.Tensor) -> tf.Tensor:
