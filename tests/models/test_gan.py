@@ -1,12 +1,12 @@
 """Adversarial losses in closed form, the GAN's phases against NumPy, and its networks' sizes."""
 
 import functools
-import platform
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.util import _pywrap_util_port
 
 from input_pipeline.batches import Feature
 from input_pipeline.noise import Noise
@@ -480,8 +480,8 @@ def test_leaky_relu():
 
 
 @pytest.mark.skipif(
-    not tf.__version__.startswith("2.21") or platform.machine() != "x86_64",
-    reason="seen with TensorFlow 2.21 and oneDNN",
+    not tf.__version__.startswith("2.21") or not _pywrap_util_port.IsMklEnabled(),
+    reason="seen with TensorFlow 2.21 and oneDNN, which it leaves off on some processors",
 )
 @pytest.mark.parametrize("needed", [True, False])
 def test_leaky_relu_keeps_the_remapper_quiet_and_is_still_needed(needed, capfd, monkeypatch):
