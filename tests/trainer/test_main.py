@@ -342,6 +342,7 @@ class PaperTrainer:
         return self.metrics
 
     streams = False
+    classes: int | None = None
 
     def sample(self, count: int, seed: int, prompt: str | None = None) -> Any:
         if self.decoded is not None:

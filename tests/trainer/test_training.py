@@ -228,7 +228,7 @@ def test_loops_of_any_length_give_the_same_bits(steps_per_loop, tmp_path, undist
 def test_looking_more_often_or_never_gives_the_same_weights(
     log_every, tmp_path, undisturbed, monkeypatch
 ):
-    monkeypatch.setattr(MetricWriter, "samples", lambda self, step, decoded: None)
+    monkeypatch.setattr(MetricWriter, "samples", lambda self, step, decoded, classes: None)
     wanted = regression(log_every=log_every, checkpoint_every=5, sample_every=2, samples=3)
     quiet(wanted, LOOPS_OF_3, tmp_path).train()
     run = results(tmp_path)
@@ -560,7 +560,7 @@ def test_samples_are_of_the_weights_as_they_stand(tmp_path, monkeypatch):
     """Drawn every 5 steps and at the end, by the same noise: only the weights, 1 - step, differ."""
     seen = {}
     monkeypatch.setattr(
-        MetricWriter, "samples", lambda self, step, decoded: seen.update({step: decoded})
+        MetricWriter, "samples", lambda self, step, decoded, classes: seen.update({step: decoded})
     )
     source = script(*[[[1, 1, 1]] * 4] * 12)
     wanted = experiment(Scripted, source, steps=12, sample_every=5, samples=2)
