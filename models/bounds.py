@@ -55,9 +55,15 @@ class Model(Protocol):
         """The parts of the ELBO."""
 
     def log_weights(
-        self, batch: Batch, noise: Noise, samples: int, paths: Paths, training: bool
+        self,
+        batch: Batch,
+        noise: Noise,
+        samples: int,
+        paths: Paths,
+        training: bool,
+        kl_weight: tf.Tensor | float = 1.0,
     ) -> tf.Tensor:
-        """log p(x, z_k) - log q(z_k | x) of k samples, `[b, samples]`."""
+        """log p(x | z_k) + β (log p(z_k) - log q(z_k | x)) of k samples with β the `kl_weight`, `[b, samples]`."""
 
 
 class Bound(Protocol):
@@ -118,9 +124,7 @@ class ELBO:
 
     def kl_weight(self, step: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         """β(step) = β · min(1, step / kl_warmup_steps), a scalar."""
-        if self.kl_warmup_steps == 0:
-            return tf.constant(self.beta, dtype)
-        return self.beta * tf.minimum(tf.cast(step, dtype) / self.kl_warmup_steps, 1)
+        return self.beta * warmed_up(step, self.kl_warmup_steps, dtype)
 
     def _with_free_bits(self, divergences: Sequence[tf.Tensor]) -> tf.Tensor:
         """Σ max(λ, KL) over units, `[b]`; within a group all have the same."""
@@ -143,26 +147,40 @@ class IWAE:
       samples: K, of the posterior an example and update.
       doubly_reparameterised: whether the gradient of the encoders is that of Tucker et al. (2019, equation 8), which has the
         same mean, and whose signal does not drown in its noise as the samples grow (DReG).
+      kl_warmup_steps: steps over which the weight β of log p(z_k) - log q(z_k | x) in log w_k grows linearly from 0, so
+        that no layer is closed before the others are worth something (Sønderby et al. 2016, section 2.3, for one sample).
 
     Raises:
-      ValueError: if there are no samples.
+      ValueError: if there are no samples, or fewer than 0 steps.
     """
 
     samples: int = 5
     doubly_reparameterised: bool = False
+    kl_warmup_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"IWAE.samples is {self.samples}: it must be at least 1")
+        if self.kl_warmup_steps < 0:
+            raise ValueError(
+                f"IWAE.kl_warmup_steps is {self.kl_warmup_steps}: it must be at least 0"
+            )
 
     def loss(
         self, model: Model, batch: Batch, noise: Noise, step: tf.Tensor
     ) -> tuple[tf.Tensor, Metrics]:
         """No metrics but the loss."""
         paths = Paths(self.doubly_reparameterised)
-        log_weights = model.log_weights(batch, noise, self.samples, paths, training=True)
-        paths.shares = tf.nn.softmax(log_weights, 1)
+        beta = warmed_up(step, self.kl_warmup_steps, noise.dtype)
+        log_weights = model.log_weights(batch, noise, self.samples, paths, True, beta)
+        # The term that is reparameterised once more, -β Σ (w_k / Σ w) ∇ log q(z_k | x), takes its share of the way through z_k.
+        paths.factors = 1 - beta + beta * tf.nn.softmax(log_weights, 1)
         return -log_mean_exp(log_weights), {}
+
+
+def warmed_up(step: tf.Tensor, steps: int, dtype: tf.DType) -> tf.Tensor:
+    """min(1, step / steps), a scalar; 1 if there are none."""
+    return tf.minimum(tf.cast(step, dtype) / steps, 1) if steps else tf.ones([], dtype)
 
 
 def log_mean_exp(log_weights: tf.Tensor) -> tf.Tensor:

@@ -22,14 +22,15 @@ class Paths:
     """The ways on which the gradient of log w_k = log p(x, z_k) - log q(z_k | x) reaches the encoders.
 
     All of them; or, doubly reparameterised (Tucker et al. 2019), only that through the samples, whose gradient is multiplied
-    once more by their share in Σ w_k.
+    once more, by their share in Σ w_k.
 
     Attributes:
       doubly: whether doubly reparameterised.
-      shares: w_k / Σ w_k, `[b, k]`, which the bound gives when it has them, after the forward pass.
+      factors: by what the gradient through the samples is multiplied, `[b, k]`, which the bound gives when it has the
+        weights, after the forward pass.
     """
 
-    shares: tf.Tensor
+    factors: tf.Tensor
 
     def __init__(self, doubly: bool = False):
         self.doubly = doubly
@@ -41,7 +42,7 @@ class Paths:
 
         @tf.custom_gradient
         def weighted(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-            return tf.identity(x), lambda gradient: gradient * self.shares[..., tf.newaxis]
+            return tf.identity(x), lambda gradient: gradient * self.factors[..., tf.newaxis]
 
         return weighted(samples)
 

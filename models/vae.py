@@ -220,10 +220,16 @@ class VAE:
         )
 
     def log_weights(
-        self, batch: Batch, noise: Noise, samples: int, paths: Paths, training: bool
+        self,
+        batch: Batch,
+        noise: Noise,
+        samples: int,
+        paths: Paths,
+        training: bool,
+        kl_weight: tf.Tensor | float = 1.0,
     ) -> tf.Tensor:
         posterior = self._posterior(batch, noise, training)
-        return self._log_weights(batch, posterior, noise, samples, paths, training)
+        return self._log_weights(batch, posterior, noise, samples, paths, training, kl_weight)
 
     def _log_weights(
         self,
@@ -233,13 +239,14 @@ class VAE:
         samples: int,
         paths: Paths,
         training: bool,
+        kl_weight: tf.Tensor | float = 1.0,
     ) -> tf.Tensor:
         x = tf.cast(batch["image"], noise.dtype)
         posterior = Normal(posterior.mean[:, tf.newaxis], posterior.log_variance[:, tf.newaxis])
         z = posterior.reparameterised(noise("posterior").normal([samples, self.latent]))
         outputs = self._decode(paths.through(z), batch.get("label"), noise, training)
         ratio = self.prior.log_ratio(posterior, z, noise("prior"), paths, training)
-        return self.likelihood.log_probability(x, outputs) + ratio
+        return self.likelihood.log_probability(x, outputs) + kl_weight * ratio
 
     def _negative_log_likelihood(self, batch: Batch, posterior: Normal, noise: Noise) -> tf.Tensor:
         """-log (1/K) Σ w_k with K = `evaluation_samples`, `[b]`, a chunk at a time."""

@@ -25,6 +25,10 @@ class Model:
         parts = [self.units] if self.layers == 1 else tf.split(self.units, [2, 1], 1)
         return Terms(tf.constant(RECONSTRUCTION), parts, tf.zeros([4]))
 
+    def log_weights(self, batch, noise, samples, paths, training, kl_weight=1.0):
+        assert training and samples == 3
+        return -tf.constant(RECONSTRUCTION)[:, tf.newaxis] - kl_weight * self.units
+
 
 def loss(bound, model=None, step=0):
     noise = Noise(1, "elbo", rows=4, dtype=tf.float64)
@@ -38,6 +42,13 @@ def test_kl_warmup_is_linear():
             loss(bound, step=step)[0], RECONSTRUCTION + weight * KL.sum(1), rtol=1e-15
         )
     np.testing.assert_allclose(loss(ELBO(beta=2.0))[0], RECONSTRUCTION + 2 * KL.sum(1), rtol=1e-15)
+
+
+def test_kl_warmup_of_the_importance_weighted_bound():
+    bound = IWAE(samples=3, kl_warmup_steps=10)
+    for step, beta in ((0, 0.0), (5, 0.5), (10, 1.0), (15, 1.0)):
+        expected = RECONSTRUCTION - np.log(np.exp(-beta * KL).mean(1))
+        np.testing.assert_allclose(loss(bound, step=step)[0], expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -89,6 +100,7 @@ def test_log_mean_exp_of_large_numbers():
         (lambda: ELBO(free_bits=1.0, free_bits_examples=0), "must be at least 1"),
         (lambda: loss(ELBO(free_bits=1.0, free_bits_examples=3)), "does not divide the batch of 4"),
         (lambda: IWAE(samples=0), "IWAE.samples is 0: it must be at least 1"),
+        (lambda: IWAE(kl_warmup_steps=-1), "kl_warmup_steps is -1: it must be at least 0"),
     ],
 )
 def test_arguments_are_checked(make, message):

@@ -28,6 +28,7 @@ from tests.models.objective_checks import (
     check_lowers_to_xla,
     check_phase,
     check_rows_are_their_own,
+    phase_function,
     run_phase,
     variables,
 )
@@ -206,6 +207,27 @@ def test_doubly_reparameterised_gradient():
         np.testing.assert_allclose(
             found["dreg"][variable.path], found["iwae"][variable.path], rtol=1e-9, atol=1e-12
         )
+
+
+@pytest.mark.parametrize("warmup", [0, 6])
+def test_doubly_reparameterised_gradient_has_the_mean_of_the_bounds(warmup):
+    """Of the encoder, over 8 × 2,048 draws, at the weights β of 1 and, half-way through the warm-up, 1/2: within 5 standard errors."""
+    means, errors = {}, {}
+    for doubly in (False, True):
+        bound = IWAE(samples=3, doubly_reparameterised=doubly, kl_warmup_steps=warmup)
+        vae = build(functools.partial(mlp, bound=bound), "float64")
+        path = next(v.path for v in vae.encoder.trainable_variables if v.path.endswith("bias"))
+        batch = {"image": tf.repeat(images(tf.float64)["image"][:1], 2048, 0)}
+        which = [v.path for v in vae.phases[0].variables].index(path)
+        run = phase_function(vae, vae.phases[0], tf.float64)
+        drawn = [
+            run(batch, tf.constant(3, tf.int64), tf.constant(2048 * n, tf.int64))[2][which] / 2048
+            for n in range(8)
+        ]
+        means[doubly], errors[doubly] = np.mean(drawn, 0), np.std(drawn, 0, ddof=1) / 8**0.5
+    error = np.hypot(errors[False], errors[True])
+    assert np.all(np.abs(means[True] - means[False]) < 5 * error)
+    assert np.any(np.abs(means[True]) > 20 * error)
 
 
 @pytest.mark.parametrize("jit", [False, True], ids=["plain", "xla"])
