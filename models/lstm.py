@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -15,7 +15,7 @@ from models.xla import in_xla
 State = tuple[tf.Tensor, tf.Tensor]
 """Output h and cell c of one layer, `[b, units]` each, in the variable dtype."""
 LARGE = 4096
-"""Numbers in h from which on the loops are compiled, which takes a second, and on CPU the rows are done in two halves."""
+"""Numbers in h from which on the loops are compiled, which takes a second."""
 
 
 class LSTM(keras.layers.Layer):
@@ -114,12 +114,11 @@ def _recurrence(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The recurrence over time, differentiable once.
 
-    The gradient is written out, so that the loop back in time holds the small products alone, and those for the weights'
-    gradients are large ones after it. Both loops are compiled by XLA, unless they are small; in a program that is compiled as a
-    whole they are a part of it. On CPU the rows are done in two halves side by side: while one multiplies, the other does what is between two
-    products. Measured against loops of TensorFlow with one product for all gates (2 layers of 512 units, 64 × 100, 2
-    cores): 1.5 times as fast, and faster than PyTorch's fused layers; `scripts/benchmark lstm`. On a GPU where XLA compiles nothing it is
-    cuDNN's.
+    Only what hangs on the state is in the loops, which XLA compiles unless they are small: one product for all gates, and what
+    is between two of them. The inputs' share of the gates, and on the way back, which is written out, the gradients of inputs
+    and weights are large products for all times, outside what is compiled: on CPU they are TensorFlow's, which are faster than
+    XLA's. In a program that is compiled as a whole all are a part of it. Measured by `scripts/benchmark lstm`. On a GPU where
+    XLA compiles nothing it is cuDNN's.
 
     Args:
       x: `[b, time, inputs]`, of the dtype of the products.
@@ -137,8 +136,6 @@ def _recurrence(
         return lstm_cudnn.recurrence(x, kernel, recurrent_kernel, bias, h, c)
     large = h.shape.is_fully_defined() and h.shape.num_elements() >= LARGE and not in_xla()
     forward, backward = (_compiled_forward, _compiled_backward) if large else (_forward, _backward)
-    parts = 2 if large and h.shape[0] % 2 == 0 and not _accelerated() else 1
-    masks = [None] * parts if mask is None else tf.split(mask, parts)
 
     @tf.custom_gradient
     def run(
@@ -149,73 +146,73 @@ def _recurrence(
         h: tf.Tensor,
         c: tf.Tensor,
     ) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
-        xs, hs, cs = (tf.split(each, parts) for each in (x, h, c))
-        weights = kernel, recurrent_kernel, bias
-        done = [forward(*each, *weights) for each in zip(xs, hs, cs, masks, strict=True)]
-        outputs, last, multiplied, factors = zip(*done, strict=True)
+        low, dtype = x.dtype, c.dtype
+        x = tf.transpose(x, [1, 0, 2])
+        weights = tf.cast(recurrent_kernel, low)
+        shares = tf.cast(_product(x, tf.cast(kernel, low)) + tf.cast(bias, low), dtype)
+        outputs, last, factors = forward(shares, h, c, mask, weights)
 
         def gradient(d_outputs: tf.Tensor, d_c: tf.Tensor):
-            d_ends = zip(
-                tf.split(d_outputs, parts), tf.split(d_c, parts), factors, masks, strict=True
+            d_outputs = tf.transpose(d_outputs, [1, 0, 2])
+            d_z, d_h, d_c = backward(d_outputs, d_c, factors, mask, weights)
+            d_x = _product(d_z, tf.transpose(tf.cast(kernel, low)))
+            before = tf.concat([h[tf.newaxis], outputs[:-1]], 0)
+            multiplied = x, tf.cast(before if mask is None else before * mask, low)
+            # Sums over rows and times, in the dtype of the state.
+            rows = _rows(tf.cast(d_z, dtype))
+            d_kernels = (
+                tf.matmul(_rows(tf.cast(each, dtype)), rows, transpose_a=True)
+                for each in multiplied
             )
-            *d_rows, d_gates = zip(
-                *(backward(*each, kernel, recurrent_kernel, x.dtype) for each in d_ends),
-                strict=True,
-            )
-            d_x, d_h, d_c = (tf.concat(each, 0) for each in d_rows)
-            return d_x, *_weight_gradients(multiplied, d_gates, h.dtype), d_h, d_c
+            return tf.transpose(d_x, [1, 0, 2]), *d_kernels, tf.reduce_sum(rows, 0), d_h, d_c
 
-        return (tf.concat(outputs, 0), tf.concat(last, 0)), gradient
+        return (tf.transpose(outputs, [1, 0, 2]), last), gradient
 
     return run(x, kernel, recurrent_kernel, bias, h, c)
 
 
 def _forward(
-    x: tf.Tensor,
+    shares: tf.Tensor,
     h: tf.Tensor,
     c: tf.Tensor,
     mask: tf.Tensor | None,
-    kernel: tf.Tensor,
     recurrent_kernel: tf.Tensor,
-    bias: tf.Tensor,
-) -> tuple[tf.Tensor, tf.Tensor, tuple[tf.Tensor, tf.Tensor], list[tf.Tensor]]:
+) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
     """The recurrence, and what its gradient needs.
 
-    Each gate has arrays of its own: XLA is slow where it slices one from an array that they share.
+    Args:
+      shares: of the gates before their activation, the inputs' and the bias', `[time, b, 4 units]`.
+      h: before the first time, `[b, units]`.
+      c: likewise.
+      mask: of h before each product, `[b, units]`, or None.
+      recurrent_kernel: `[units, 4 units]`, in the dtype of the products.
 
     Returns:
-      h of all times `[b, time, units]`; the last c `[b, units]`; what was multiplied by the kernels, x `[time, b, inputs]` and h
-      before each time `[time, b, units]`; factors of the gradients, six of `[time, b, units]`.
+      h of all times `[time, b, units]`; the last c `[b, units]`; factors of the gradients: of the cell by h
+      `[time, b, units]`, of the cell by the next, likewise, and of the gates, by the cell or, of the last, by h
+      `[time, b, 4 units]`.
     """
-    time, low, dtype = x.shape[1], x.dtype, c.dtype
-    x = tf.transpose(x, [1, 0, 2])
-    kernels = tf.split(tf.cast(recurrent_kernel, low), 4, 1)
-    # The inputs' share of the gates for all times in one product each.
-    shares = zip(tf.split(tf.cast(kernel, low), 4, 1), tf.split(tf.cast(bias, low), 4), strict=True)
-    gates = [tf.cast(_product(x, k) + b, dtype) for k, b in shares]
-    gates = [_array(time, c).unstack(gate) for gate in gates]
+    time, low, dtype = shares.shape[0], recurrent_kernel.dtype, c.dtype
 
-    def step(t, h, c, outputs, inputs, d_cells, forgotten, *gates):
+    def step(t, h, c, outputs, d_cells, forgotten, gates):
         before, h = c, tf.cast(h if mask is None else h * mask, low)
-        inputs = inputs.write(t, h)
-        z = [
-            gate.read(t) + tf.cast(tf.matmul(h, k), dtype)
-            for gate, k in zip(gates, kernels, strict=True)
-        ]
-        i, f, g, o = tf.sigmoid(z[0]), tf.sigmoid(z[1]), tf.tanh(z[2]), tf.sigmoid(z[3])
+        z = gates.read(t) + tf.cast(tf.matmul(h, recurrent_kernel), dtype)
+        z_i, z_f, z_g, z_o = tf.split(z, 4, 1)
+        i, f, g, o = tf.sigmoid(z_i), tf.sigmoid(z_f), tf.tanh(z_g), tf.sigmoid(z_o)
         c = f * c + i * g
         tanh_c = tf.tanh(c)
         h = o * tanh_c
-        # In the place of each gate, by what its gradient is that of the cell or, of the last, of the output.
-        now = (g * i * (1 - i), before * f * (1 - f), i * (1 - g**2), tanh_c * o * (1 - o))
-        written = (array.write(t, value) for array, value in zip(gates, now, strict=True))
+        d_gates = g * i * (1 - i), before * f * (1 - f), i * (1 - g**2), tanh_c * o * (1 - o)
+        # In the place of the gates, which are not needed any more.
+        gates = gates.write(t, tf.concat(d_gates, 1))
         d_cells, forgotten = d_cells.write(t, o * (1 - tanh_c**2)), forgotten.write(t, f)
-        return t + 1, h, c, outputs.write(t, h), inputs, d_cells, forgotten, *written
+        return t + 1, h, c, outputs.write(t, h), d_cells, forgotten, gates
 
-    arrays = _array(time, c), _array(time, tf.cast(h, low)), _array(time, c), _array(time, c)
-    _, _, c, *arrays = _loop(time, step, (0, h, c, *arrays, *gates))
-    outputs, inputs, *factors = (array.stack() for array in arrays)
-    return tf.transpose(outputs, [1, 0, 2]), c, (x, inputs), factors
+    arrays = _array(time, c), _array(time, c), _array(time, c), _array(time, shares[0])
+    start = 0, h, c, *arrays[:3], arrays[3].unstack(shares)
+    _, _, c, *arrays = _loop(time, step, start)
+    outputs, *factors = (array.stack() for array in arrays)
+    return outputs, c, factors
 
 
 def _backward(
@@ -223,72 +220,40 @@ def _backward(
     d_c: tf.Tensor,
     factors: list[tf.Tensor],
     mask: tf.Tensor | None,
-    kernel: tf.Tensor,
     recurrent_kernel: tf.Tensor,
-    low: tf.DType,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """Gradients of x, h and c, and of each gate `[time, b, units]`."""
-    time = d_outputs.shape[1]
-    kernels, recurrent_kernels = (
-        [tf.transpose(k) for k in tf.split(tf.cast(all_gates, low), 4, 1)]
-        for all_gates in (kernel, recurrent_kernel)
-    )
-    d_outputs = tf.transpose(d_outputs, [1, 0, 2])
-    d_cell, forgotten, d_i, d_f, d_g, d_o = factors
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Gradients of the gates before their activation, in the dtype of the products `[time, b, 4 units]`, of h and of c."""
+    time, low = d_outputs.shape[0], recurrent_kernel.dtype
+    d_cells, forgotten, d_gates = factors
+    transposed = tf.transpose(recurrent_kernel)
 
-    def step(n, d_h, d_c, *d_gates):
+    def step(n, d_h, d_c, d_z):
         t = time - 1 - n
         d_h += d_outputs[t]
-        d_c += d_h * d_cell[t]
-        d_z = [tf.cast(d, low) for d in (d_c * d_i[t], d_c * d_f[t], d_c * d_g[t], d_h * d_o[t])]
-        written = (array.write(t, d) for array, d in zip(d_gates, d_z, strict=True))
-        products = map(tf.matmul, d_z, recurrent_kernels)
-        d_h = tf.add_n([tf.cast(product, d_h.dtype) for product in products])
-        return n + 1, d_h if mask is None else d_h * mask, d_c * forgotten[t], *written
+        d_c += d_h * d_cells[t]
+        i, f, g, o = tf.split(d_gates[t], 4, 1)
+        now = tf.cast(tf.concat([d_c * i, d_c * f, d_c * g, d_h * o], 1), low)
+        d_h = tf.cast(tf.matmul(now, transposed), d_h.dtype)
+        return n + 1, d_h if mask is None else d_h * mask, d_c * forgotten[t], d_z.write(t, now)
 
-    arrays = (_array(time, tf.cast(d_c, low)) for _ in range(4))
-    _, d_h, d_c, *d_gates = _loop(time, step, (0, tf.zeros_like(d_c), d_c, *arrays))
-    d_gates = [array.stack() for array in d_gates]
-    d_x = tf.add_n([_product(d, k) for d, k in zip(d_gates, kernels, strict=True)])
-    return tf.transpose(d_x, [1, 0, 2]), d_h, d_c, d_gates
-
-
-def _weight_gradients(
-    multiplied: Sequence[tuple[tf.Tensor, tf.Tensor]],
-    d_gates: Sequence[list[tf.Tensor]],
-    dtype: tf.DType,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Gradients of kernel, recurrent kernel and bias: sums over rows and times, in the dtype of the state.
-
-    Not in what is compiled: on CPU TensorFlow's products with the first factor transposed are a quarter faster than XLA's.
-
-    Args:
-      multiplied: x and h of each part of the rows, `[time, b, …]`.
-      d_gates: of each part the gradients of the gates, four of `[time, b, units]`.
-      dtype: of the state.
-    """
-
-    def rows(parts: Iterable[tf.Tensor]) -> tf.Tensor:
-        return tf.concat([tf.reshape(tf.cast(a, dtype), [-1, a.shape[2]]) for a in parts], 0)
-
-    x, h = map(rows, zip(*multiplied, strict=True))
-    d_z = tf.concat([rows(gate) for gate in zip(*d_gates, strict=True)], 1)
-    d_kernels = (tf.matmul(each, d_z, transpose_a=True) for each in (x, h))
-    return *d_kernels, tf.reduce_sum(d_z, 0)
+    start = 0, tf.zeros_like(d_c), d_c, _array(time, tf.cast(d_gates[0], low))
+    _, d_h, d_c, d_z = _loop(time, step, start)
+    return d_z.stack(), d_h, d_c
 
 
 _compiled_forward = tf.function(_forward, jit_compile=True, autograph=False)
 _compiled_backward = tf.function(_backward, jit_compile=True, autograph=False)
 
 
-def _accelerated() -> bool:
-    return bool(tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU"))
-
-
-def _product(rows: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+def _product(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """`[time, b, inputs]` by `[inputs, units]`, as one product."""
-    shape = tf.concat([tf.shape(rows)[:2], tf.shape(kernel)[1:]], 0)
-    return tf.reshape(tf.matmul(tf.reshape(rows, [-1, rows.shape[2]]), kernel), shape)
+    shape = tf.concat([tf.shape(x)[:2], tf.shape(kernel)[1:]], 0)
+    return tf.reshape(tf.matmul(_rows(x), kernel), shape)
+
+
+def _rows(x: tf.Tensor) -> tf.Tensor:
+    """`[time, b, units]` as `[time · b, units]`."""
+    return tf.reshape(x, [-1, x.shape[2]])
 
 
 def _array(time: int, like: tf.Tensor) -> tf.TensorArray:
