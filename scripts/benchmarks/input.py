@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
-import os
 import pathlib
 import statistics
 import subprocess
@@ -20,8 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np

@@ -17,8 +17,6 @@ import pathlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import keras
 import tensorflow as tf
 from measuring import flops, pytorch

@@ -481,7 +481,7 @@ def test_leaky_relu():
 
 @pytest.mark.skipif(
     not tf.__version__.startswith("2.21") or not _pywrap_util_port.IsMklEnabled(),
-    reason="seen with TensorFlow 2.21 and oneDNN, which it leaves off on some processors",
+    reason="seen with TensorFlow 2.21 and oneDNN",
 )
 @pytest.mark.parametrize("needed", [True, False])
 def test_leaky_relu_keeps_the_remapper_quiet_and_is_still_needed(needed, capfd, monkeypatch):

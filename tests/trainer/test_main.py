@@ -248,6 +248,15 @@ def test_missing_tensorflow_names_the_command(
     )
 
 
+@pytest.mark.parametrize(("given", "used"), [(None, "1"), ("0", "0")])
+def test_onednn_is_on_unless_it_is_switched_off(given, used, monkeypatch) -> None:
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    if given:
+        monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", given)
+    backend.start()
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == used
+
+
 def test_greetings_are_held_back_and_nothing_else(capfd: pytest.CaptureFixture) -> None:
     with pytest.raises(ZeroDivisionError), backend.without_greetings():
         os.write(
