@@ -1,0 +1,104 @@
+"""scripts/reproduce: which trainings and evaluations a row is, and what becomes of their numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import re
+import runpy
+import subprocess
+import types
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture
+def reproduce(monkeypatch, capsys):
+    """Runs the program with answers of the launcher by mode; returns its commands and the line of JSON."""
+    program = runpy.run_path(str(ROOT / "scripts/reproduction.py"))
+
+    def call(arguments, answers):
+        commands = []
+
+        def run(command, stdout, text):
+            mode, *given = command[3:]
+            commands.append([mode, *given])
+            answer = answers[mode].pop(0) if mode in answers else None
+            if isinstance(answer, int):
+                return types.SimpleNamespace(returncode=answer, stdout="")
+            return types.SimpleNamespace(returncode=0, stdout=f"a table\n{json.dumps(answer)}\n")
+
+        monkeypatch.setattr(subprocess, "run", run)
+        program["main"](arguments)
+        return commands, json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    call.rows = program["ROWS"]
+    return call
+
+
+def test_three_seeds_of_a_vae(reproduce, tmp_path):
+    answers = {
+        "evaluate": [{"negative_log_likelihood": nats} for nats in (87.0, 87.2, 87.4)],
+        "report": [{"wall_seconds": seconds} for seconds in (60, 120, 240)],
+    }
+    commands, found = reproduce(
+        ["vae/mnist", f"--data={tmp_path}", "--workdir=w", "--gin_param=STEPS=5"], answers
+    )
+    for seed in range(3):
+        folder = f"--workdir=w/vae-mnist-{seed}"
+        train, evaluate, report = commands[3 * seed : 3 * seed + 3]
+        assert train == [
+            "train",
+            "vae/mnist",
+            f'--gin_param=DATA="{tmp_path}"',
+            f"--gin_param=Experiment.seed={seed}",
+            "--intra_op_threads=1",
+            "--gin_param=STEPS=5",
+            folder,
+        ]
+        assert evaluate == ["evaluate", "--gin_param=VAE.evaluation_samples=5000", folder]
+        assert report == ["report", folder]
+    nats, minutes = found["over seeds"].values()
+    assert found["row"] == "vae/mnist"
+    assert math.isclose(nats["mean"], 87.2) and math.isclose(nats["deviation"], 0.2)
+    assert math.isclose(minutes["mean"], 7 / 3)
+
+
+def test_a_gan_is_judged_by_a_classifier_of_the_same_data(reproduce, tmp_path):
+    numbers = {"samples/frechet_distance": 11.0, "real/frechet_distance": 0.5, "other": 1}
+    answers = {"evaluate": [numbers], "report": [{"wall_seconds": 60}]}
+    commands, found = reproduce(["gan/fashion", f"--data={tmp_path}", "--seeds=4"], answers)
+    data = f'--gin_param=DATA="{tmp_path}"'
+    classifier = "runs/reproduced/classifier-mnist"
+    assert commands[0] == ["train", "classifier/mnist", data, f"--workdir={classifier}"]
+    assert f"--features={classifier}" in commands[2]
+    assert found["seeds"]["4"] == {
+        "samples/frechet_distance": 11.0,
+        "real/frechet_distance": 0.5,
+        "minutes": 1.0,
+    }
+    assert found["over seeds"]["samples/frechet_distance"] == {"mean": 11.0, "deviation": None}
+
+
+def test_what_fails_ends_it_with_the_launchers_code(reproduce):
+    with pytest.raises(SystemExit, match=r"^66$"):
+        reproduce(["vae/mnist", "--data=nowhere"], {"train": [66]})
+
+
+def test_seeds_that_are_none(reproduce, capsys):
+    with pytest.raises(SystemExit):
+        reproduce(["vae/mnist", "--data=x", "--seeds=0,b"], {})
+    assert "--seeds is 0,b: give whole numbers" in capsys.readouterr().err
+
+
+def test_the_readme_shows_rows_of_configurations_that_exist(reproduce):
+    rows = reproduce.rows
+    table = README[README.index("## Reproduced") : README.index("## Several machines")]
+    shown = set(re.findall(r"^\| `([a-z0-9_/]+)`", table, re.MULTILINE))
+    assert shown and shown <= set(rows)
+    for name, row in rows.items():
+        assert (ROOT / "configs" / f"{row.config or name}.gin").exists()
