@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import pathlib
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,15 @@ import tensorflow as tf
 
 from input_pipeline.arrays import Arrays
 from input_pipeline.batches import DataError, ElementSpec, Feature
-from input_pipeline.retrying import read_bytes, retrying
+from input_pipeline.retrying import read_bytes, reason_of, retrying
 
 IDX_DTYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+
+NPY, ZIP = b"\x93NUMPY", b"PK"
+"""Beginnings of .npy and .npz files."""
+OF_OBJECTS = (
+    "holds Python objects, which are not read since they could run code: save an array of numbers"
+)
 
 
 class Images:
@@ -42,22 +50,14 @@ class Images:
         levels: int = 256,
         classes: int | None = None,
     ) -> None:
+        _check_images(images)
         if images.ndim == 3:
             images = images[..., np.newaxis]
-        if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
-            raise DataError(
-                f"the images are {images.dtype} {list(images.shape)}: they must be bytes (uint8) "
-                "[n, height, width] or [n, height, width, channels], at least one"
-            )
         self._levels = levels
         self.element_spec: ElementSpec = {"image": Feature(images.shape[1:], "float32")}
         arrays = {"image": images}
         if labels is not None:
-            if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0:
-                raise DataError(
-                    f"the labels are {labels.dtype} {list(labels.shape)} for {len(images)} images: "
-                    "there must be one integer from 0 on for each"
-                )
+            _check_labels(labels, len(images))
             classes = int(labels.max()) + 1 if classes is None else classes
             self.element_spec["label"] = Feature((), "int32", cardinality=classes)
             arrays["label"] = labels.astype(np.int32)
@@ -86,7 +86,7 @@ def idx_images(images: str, labels: str | None = None) -> Images:
     Raises:
       DataError: if a file is missing, not of this format, or shorter than it says.
     """
-    return _images(read_idx(images), None if labels is None else read_idx(labels), images)
+    return _images(images, labels, read_idx)
 
 
 def mnist(folder: str, part: str = "train") -> Images:
@@ -103,6 +103,7 @@ def mnist(folder: str, part: str = "train") -> Images:
     if part not in ("train", "test"):
         raise ValueError(f'the part of mnist is "{part}": it must be "train" or "test"')
     name = {"train": "train", "test": "t10k"}[part]
+    folder = os.path.expanduser(folder)
     files = [
         pathlib.Path(folder, f"{name}-{what}-ubyte") for what in ("images-idx3", "labels-idx1")
     ]
@@ -119,14 +120,32 @@ def numpy_images(images: str, labels: str | None = None) -> Images:
     Raises:
       DataError: if a file or array is missing or damaged.
     """
-    return _images(read_numpy(images), None if labels is None else read_numpy(labels), images)
+    return _images(images, labels, read_numpy)
 
 
-def _images(images: np.ndarray, labels: np.ndarray | None, where: str) -> Images:
-    try:
-        return Images(images, labels)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
+def _images(images: str, labels: str | None, read: Callable[[str], np.ndarray]) -> Images:
+    """Of two files; each is named where it is of another form."""
+    of_images, of_labels = read(images), None if labels is None else read(labels)
+    _check_images(of_images, f"{images}: ")
+    if of_labels is not None:
+        _check_labels(of_labels, len(of_images), f"{labels}: ")
+    return Images(of_images, of_labels)
+
+
+def _check_images(images: np.ndarray, where: str = "") -> None:
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) == 0:
+        raise DataError(
+            f"{where}the images are {images.dtype} {list(images.shape)}: they must be bytes (uint8) "
+            "[n, height, width] or [n, height, width, channels], at least one"
+        )
+
+
+def _check_labels(labels: np.ndarray, count: int, where: str = "") -> None:
+    if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise DataError(
+            f"{where}the labels are {labels.dtype} {list(labels.shape)} for {count} images: "
+            "there must be one integer from 0 on for each"
+        )
 
 
 def read_idx(path: str) -> np.ndarray:
@@ -155,7 +174,7 @@ def read_idx(path: str) -> np.ndarray:
 
 def _bytes(path: str) -> bytes:
     try:
-        data = read_bytes(pathlib.Path(path))
+        data = read_bytes(pathlib.Path(os.path.expanduser(path)))
         return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     except OSError as error:
         reason = error.strerror or "it is damaged"
@@ -172,30 +191,50 @@ def read_numpy(where: str) -> np.ndarray:
     Raises:
       DataError: as `numpy_images` does.
     """
-    path, _, name = where.partition(".npz:")
+    path, _, name = os.path.expanduser(where).partition(".npz:")
     path = f"{path}.npz" if name else path
     try:
         # Objects would run code of the file.
         loaded = retrying(lambda: np.load(path, allow_pickle=False), path, gone=False)
     except FileNotFoundError:
         raise DataError(f"{path} is not there: check the path") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except OSError as error:
         raise DataError(
-            f"{path} is no NumPy file, or is damaged: write it with numpy.save"
+            f"{path} cannot be read ({reason_of(error)}): mend it, or name another file"
         ) from None
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} {_numpy_problem(pathlib.Path(path), error)}") from None
     if isinstance(loaded, np.ndarray):
         return loaded
     with loaded:
         if not name and len(loaded.files) == 1:
             name = loaded.files[0]
+        if not loaded.files:
+            raise DataError(f"{path} has no arrays: write it with numpy.savez")
         if name not in loaded.files:
+            missing = f'no array "{name}", but' if name else "the arrays"
             raise DataError(
-                f"{path} has the arrays {', '.join(loaded.files)}: name one, such as {path}:{loaded.files[0]}"
+                f"{path} has {missing} {', '.join(loaded.files)}: name one, such as {path}:{loaded.files[0]}"
             )
         try:
-            return loaded[name]
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
-            raise DataError(f"{name} in {path} is damaged: write it again") from None
+            found = loaded[name]
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            wrong = OF_OBJECTS if "Object arrays" in str(error) else "is damaged: write it again"
+            raise DataError(f"{name} in {path} {wrong}") from None
+        if not isinstance(found, np.ndarray):  # Bytes of what is no .npy file.
+            raise DataError(f"{name} in {path} is no array: write it with numpy.savez")
+        return found
+
+
+def _numpy_problem(path: pathlib.Path, error: Exception) -> str:
+    """What is wrong with a file that is there and of which NumPy reads no array, and what to do."""
+    if "Object arrays" in str(error):
+        return OF_OBJECTS
+    with path.open("rb") as file:
+        head = file.read(len(NPY))
+    if head == NPY or head.startswith(ZIP):
+        return "was cut off or altered: fetch or write it again"
+    return f"is no NumPy file (it begins with {head.hex() or 'nothing'}): write it with numpy.save"
 
 
 def pictures(samples: Any) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Images in memory and the files they are read from; each kind of damage is named."""
 
 import gzip
+import io
+import pickle
 import struct
 
 import numpy as np
@@ -124,22 +126,66 @@ def test_files_that_are_not_there_are_named(tmp_path):
         numpy_images(f"{tmp_path}/nowhere.npy")
 
 
-def test_a_damaged_numpy_file_is_named(tmp_path, files):
-    path = damaged(tmp_path, b"\x93NUMPY")
-    with pytest.raises(DataError, match="damaged is no NumPy file, or is damaged"):
-        read_numpy(path)
+def numpy_file(save, *arrays, **named):
+    file = io.BytesIO()
+    save(file, *arrays, **named)
+    return file.getvalue()
+
+
+WHOLE = numpy_file(np.save, PICTURES)
+OBJECTS = np.array([1, None])
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "message"),
+    [
+        (b"", "", "is no NumPy file (it begins with nothing): write it with numpy.save"),
+        (b"GIF89a", "", "is no NumPy file (it begins with 474946383961)"),
+        (pickle.dumps([1]), "", "is no NumPy file (it begins with 80"),
+        (WHOLE[:40], "", "was cut off or altered: fetch or write it again"),
+        (WHOLE[:-1], "", "was cut off or altered"),
+        (numpy_file(np.savez, x=LABELS)[:-9], "", "was cut off or altered"),
+        (numpy_file(np.save, OBJECTS), "", "holds Python objects, which are not read"),
+        (numpy_file(np.savez, x=OBJECTS), ":x", "x in PATH holds Python objects"),
+        (numpy_file(np.savez), "", "has no arrays: write it with numpy.savez"),
+    ],
+)
+def test_what_is_no_numpy_array_is_named(data, name, message, tmp_path):
+    path = tmp_path / "some.npz"
+    path.write_bytes(data)
+    with pytest.raises(DataError) as error:
+        read_numpy(f"{path}{name}")
+    assert str(path) in str(error.value) and message.replace("PATH", str(path)) in str(error.value)
+
+
+def test_an_array_that_cannot_be_read_is_named(tmp_path, files):
+    with pytest.raises(
+        DataError, match=r"cannot be read \(Is a directory\): mend it, or name another"
+    ):
+        read_numpy(str(tmp_path))
     _, images, _ = files["npz"]
     with pytest.raises(DataError, match=r"has the arrays x, y: name one, such as .*both\.npz:x"):
         read_numpy(images.removesuffix(":x"))
-    with pytest.raises(DataError, match="has the arrays x, y"):
+    with pytest.raises(DataError, match='has no array "z", but x, y: name one, such as'):
         read_numpy(images.replace(":x", ":z"))
+
+
+def test_which_of_two_files_is_of_another_form_is_said(tmp_path, files):
+    _, images, labels = files["npz"]
+    with pytest.raises(DataError, match=r"npz:y: the images are uint8 \[5\]: they must be bytes"):
+        numpy_images(labels, labels)
+    with pytest.raises(DataError, match=r"npz:x: the labels are uint8 \[5, 3, 4\] for 5 images"):
+        numpy_images(images, images)
+    _, images, labels = files["idx"]
+    with pytest.raises(DataError, match="labels-idx1-ubyte: the images are"):
+        idx_images(labels, images)
 
 
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
         (PICTURES[0], None, r"the images are uint8 \[3, 4\]"),
-        (PICTURES.astype(np.float32), None, r"the images are float32 \[5, 3, 4, 1\]"),
+        (PICTURES.astype(np.float32), None, r"the images are float32 \[5, 3, 4\]"),
         (PICTURES[:0], None, "at least one"),
         (PICTURES, LABELS[:4], r"the labels are uint8 \[4\] for 5 images"),
         (PICTURES, LABELS.astype(np.float32), r"the labels are float32 \[5\]"),
