@@ -1,8 +1,8 @@
-"""Encoded pictures, JPEG or PNG, decoded to bytes of one shape by their ids.
+"""Encoded pictures, such as JPEG or PNG, decoded to bytes of one shape by their ids.
 
 Where pictures are wanted as they are in their files, TensorFlow decodes them, several times as fast as Pillow in threads
-of Python; where they are resized or converted, Pillow. Which of them does it is a matter of the picture and the arguments
-alone, never of the batch it is in.
+of Python; where they are resized, turned or converted, Pillow. Which of them does it is a matter of the picture and the
+arguments alone, never of the batch it is in.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
+import re
 import struct
 import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from input_pipeline.batches import DataError
 
@@ -25,6 +26,15 @@ GREY = ("1", "L", "LA", "La", "I", "F")
 """Pillow's modes of one channel, beside "I;16" and its like; transparency is left out."""
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow raises where a file is no picture or damaged."""
+NATIVE = ("JPEG", "PNG")
+"""What TensorFlow decodes as Pillow does."""
+UPRIGHT, SIDEWAYS = 1, 5
+"""EXIF's orientation: of pictures that are shown as they are, and the first of those whose sides change places."""
+EXIF = b"Exif\0\0", b"eXIf"
+"""What it follows in JPEG and PNG files, within their first bytes."""
+EXIF_WITHIN = 1024
+RIFF = b"RIFF"
+"""Beginning of WebP files, which have it at their end."""
 CHUNK = 32
 """Pictures decoded by one piece of a graph, so that a graph does not grow with the batch."""
 NAMED = 3
@@ -85,7 +95,8 @@ class Form:
         """Whether a picture, and all like it, has this form already: nothing is resized or converted."""
         with Image.open(io.BytesIO(data)) as image:
             own = len(image.getbands())
-            return self.size is None and image.mode == MODES.get(self.channels or own)
+            plain = image.format in NATIVE and image.mode == MODES.get(self.channels or own)
+            return self.size is None and plain
 
     def decode(self, name: str, data: bytes) -> np.ndarray:
         """The picture, uint8 `[height, width, channels]`.
@@ -94,11 +105,15 @@ class Form:
           BadRecord: if the data, called `name` in the message, are no picture, or damaged.
         """
         try:
+            turn = orientation(data)
             with Image.open(io.BytesIO(data)) as image:
                 if self.pair:
                     # JPEG files decode to a half, a quarter or an eighth, where that is at least twice what is wanted.
-                    image.draft(None, (2 * self.pair[1], 2 * self.pair[0]))
-                picture = self._converted(image)
+                    height, width = self.pair if turn < SIDEWAYS else self.pair[::-1]
+                    image.draft(None, (2 * width, 2 * height))
+                picture = self._converted(
+                    image if turn == UPRIGHT else ImageOps.exif_transpose(image)
+                )
         except DAMAGE:
             raise BadRecord(
                 f"{name} cannot be read (it is no picture, or damaged): mend or remove it"
@@ -162,7 +177,7 @@ class Decoder:
           BadRecord: if it cannot be read.
           DataError: if it has another shape.
         """
-        if self.native:
+        if self.native and orientation(data) == UPRIGHT:
             try:
                 found = _decoded(tf.constant(data)).numpy()
             except tf.errors.InvalidArgumentError:
@@ -184,14 +199,16 @@ class Decoder:
           fetch: the bytes of some items, strings `[k]`; may fail.
 
         Returns:
-          The pictures, and whether all could be read and have the shape; else some are missing.
+          The pictures, and whether all could be read, are upright and have the shape; else some are missing.
         """
         chunk = _divisor(items.shape[0])
         chunks = tf.size(items, tf.int64) // chunk
 
         def decode(items: tf.Tensor) -> tuple[tf.Tensor, bool]:
-            encoded = tf.unstack(fetch(items), num=chunk)
-            return tf.stack([tf.ensure_shape(_decoded(one), self.shape) for one in encoded]), True
+            fetched = fetch(items)
+            encoded = tf.unstack(fetched, num=chunk)
+            found = [tf.ensure_shape(_decoded(one), self.shape) for one in encoded]
+            return tf.stack(found), _upright(fetched)
 
         # A dataset is what can catch an error inside of a graph.
         missing = (tf.zeros([chunk, *self.shape], tf.uint8), False)
@@ -296,6 +313,36 @@ class EncodedPictures:
                 )
         if not known:
             logging.getLogger(__name__).warning("skipped: %s", message)
+
+
+def orientation(data: bytes) -> int:
+    """How a picture is to be turned: EXIF's number, from 1 (not at all) to 8; 1 of data that are no picture."""
+    head = data[:EXIF_WITHIN]
+    if not data.startswith(RIFF) and not any(mark in head for mark in EXIF):
+        return UPRIGHT
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            found = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    except DAMAGE:
+        return UPRIGHT
+    return found if found in range(UPRIGHT, 9) else UPRIGHT
+
+
+def _upright(encoded: tf.Tensor) -> tf.Tensor:
+    """Whether all pictures are, in a graph: bool `[]` of strings `[k]`."""
+
+    def look(encoded: np.ndarray) -> np.bool_:
+        return np.bool_(all(orientation(data) == UPRIGHT for data in encoded))
+
+    # Only what has EXIF at all goes to Python, which would cost all of them a tenth.
+    marks = "|".join(re.escape(mark.decode()) for mark in EXIF)
+    heads = tf.strings.substr(encoded, 0, EXIF_WITHIN)
+    marked = tf.strings.regex_full_match(heads, rf"\C*(?:{marks})\C*")
+    return tf.cond(
+        tf.reduce_any(marked),
+        lambda: tf.ensure_shape(tf.numpy_function(look, [encoded], tf.bool, stateful=False), []),
+        lambda: True,
+    )
 
 
 def _decoded(encoded: tf.Tensor) -> tf.Tensor:

@@ -1,7 +1,10 @@
-"""A folder of JPEG and PNG files, read from the disk as training goes on."""
+"""A folder of picture files, read from the disk as training goes on."""
 
 from __future__ import annotations
 
+import collections
+import logging
+import os
 import pathlib
 from typing import Any
 
@@ -14,19 +17,21 @@ from input_pipeline.decoding import EncodedPictures, Form, Size
 from input_pipeline.images import pictures
 from input_pipeline.retrying import read_bytes, reason_of
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 
 class ImageFolder:
     """The pictures of a folder, in the order of their names; sub-folders, if there are any, are the classes.
 
-    Files and folders whose names begin with a dot are left alone.
+    Files and folders whose names begin with a dot are left alone; what else is no picture, or deeper, is counted in a
+    warning. Pictures are turned as their EXIF orientation says; of an animation the first is taken.
 
     Features: "image", float32 `[height, width, channels]` in [0, 1], and with sub-folders "label", int32, by the order of
     their names. Only paths are held in memory.
 
     Args:
-      folder: path of files that end in .jpg, .jpeg or .png, or of one folder of such files for each class.
+      folder: path of files that end in .jpg, .jpeg, .png, .webp, .gif or .bmp, or of one folder of such files for each
+        class.
       size: height and width that pictures are brought to, each on its own, or one number for both; None if all have one
         size, which is read faster.
       channels: 3 for colour, 1 for grey, pictures are converted; None if all have as many.
@@ -38,7 +43,7 @@ class ImageFolder:
 
     Raises:
       ValueError: if an argument has none of its values.
-      DataError: if there are no pictures, or some in the folder and some in sub-folders. Reading raises it for a file
+      DataError: if there are no pictures, or some in the folder and some in sub-folders, or a folder cannot be read. Reading raises it for a file
         that is no picture, or of another size or kind than the first where `size` or `channels` is None.
     """
 
@@ -52,7 +57,7 @@ class ImageFolder:
         bad_budget: int = 100,
     ) -> None:
         form = Form("ImageFolder", size, fit, channels)
-        self.classes, self.paths, labels = _list(pathlib.Path(folder))
+        self.classes, self.paths, labels = _list(pathlib.Path(os.path.expanduser(folder)))
         names = np.array([str(path) for path in self.paths], object)
         self._arrays = Arrays({"path": names, "label": np.array(labels, np.int32)})
         self._pictures = EncodedPictures(
@@ -93,31 +98,64 @@ class ImageFolder:
 
 
 def _list(folder: pathlib.Path) -> tuple[list[str], list[pathlib.Path], list[int]]:
-    """Classes, and of each picture its path and class."""
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder: name one of pictures")
-    flat = _pictures_in(folder)
-    classes = sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".") and _pictures_in(entry)
-    )
+    """Classes, and of each picture its path and class; what is no such picture is counted in a warning."""
+    try:
+        if not folder.is_dir():
+            raise DataError(f"{folder} is no folder: name one of pictures")
+        flat, others, folders = _entries(folder)
+        within = {path: _entries(path) for path in folders}
+        deeper = sorted(
+            pathlib.Path(where, name)
+            for _, _, further in within.values()
+            for path in further
+            for where, _, names in os.walk(path)
+            for name in names
+            if _is_picture(name)
+        )
+    except OSError as error:
+        raise DataError(
+            f"{error.filename} cannot be read ({reason_of(error)}): make it readable, or name another folder"
+        ) from None
+    classes = [path for path in folders if within[path][0]]
     if flat and classes:
         raise DataError(
-            f"{folder} has pictures, such as {flat[0].name}, and folders of pictures, such as {classes[0]}: put all into "
-            "folders, one a class, or none"
+            f"{folder} has pictures, such as {flat[0].name}, and folders of pictures, such as {classes[0].name}: put all "
+            "into folders, one a class, or none"
         )
-    found = [
-        (path, label) for label, name in enumerate(classes) for path in _pictures_in(folder / name)
-    ]
+    found = [(path, label) for label, name in enumerate(classes) for path in within[name][0]]
     found = found or [(path, 0) for path in flat]
     if not found:
+        instead = f", or name {deeper[0].parent.parent}" if deeper else ""
         raise DataError(
             f"{folder} has no pictures: put files that end in {', '.join(SUFFIXES)} there, or in folders, one a class"
+            f"{instead}"
         )
-    return classes, [path for path, _ in found], [label for _, label in found]
+    others += [path for _, more, _ in within.values() for path in more]
+    kinds = collections.Counter(path.suffix.lower() or "without an ending" for path in others)
+    left_out = [f"{count:,} {kind}" for kind, count in sorted(kinds.items())]
+    if deeper:
+        left_out.append(f"{len(deeper):,} in folders of folders, such as {deeper[0]}")
+    if left_out:
+        logging.getLogger(__name__).warning(
+            "%s has %s pictures; left out are %s", folder, f"{len(found):,}", ", ".join(left_out)
+        )
+    return [path.name for path in classes], [path for path, _ in found], [at for _, at in found]
 
 
-def _pictures_in(folder: pathlib.Path) -> list[pathlib.Path]:
-    entries = (entry for entry in folder.iterdir() if entry.suffix.lower() in SUFFIXES)
-    return sorted(entry for entry in entries if not entry.name.startswith("."))
+def _entries(
+    folder: pathlib.Path,
+) -> tuple[list[pathlib.Path], list[pathlib.Path], list[pathlib.Path]]:
+    """Pictures, other files and folders in a folder, each in the order of their names."""
+    pictures: list[pathlib.Path] = []
+    others: list[pathlib.Path] = []
+    folders: list[pathlib.Path] = []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if not entry.name.startswith("."):
+                kind = pictures if _is_picture(entry.name) else others
+                (folders if entry.is_dir() else kind).append(folder / entry.name)
+    return pictures, others, folders
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")

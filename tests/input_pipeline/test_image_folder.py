@@ -1,9 +1,12 @@
 """A folder of pictures: order, classes, cutting to one size; what cannot be used is named."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import ExifTags, Image
 
 from input_pipeline.batches import Batches, DataError, Slice
 from input_pipeline.image_folder import ImageFolder
@@ -103,6 +106,99 @@ def test_the_channels_are_those_of_the_pictures_or_converted(tmp_path):
     np.testing.assert_array_equal(coloured * 255, np.repeat(found, 3, axis=-1))
 
 
+def test_pictures_are_turned_as_exif_says(tmp_path):
+    """In each of its eight ways, whether they are resized or not, and beside pictures without it."""
+    # Corners of four greys, of which by the standard's table the first row and column are where 2, 3, … say.
+    upright = np.kron(np.array([[0, 80], [160, 240]], np.uint8), np.ones((16, 16), np.uint8))
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].T,
+        8: np.rot90(upright, -1),
+    }
+    for suffix in ("jpg", "png", "webp"):
+        folder = tmp_path / suffix
+        folder.mkdir()
+        Image.fromarray(upright).save(folder / f"0.{suffix}", quality=100)
+        for turn, array in stored.items():
+            exif = Image.Exif()
+            exif[ExifTags.Base.Orientation] = turn
+            Image.fromarray(array).save(folder / f"{turn}.{suffix}", quality=100, exif=exif)
+        for source in (ImageFolder(str(folder)), ImageFolder(str(folder), size=32)):
+            found = read(source, *range(9))["image"] * 255
+            np.testing.assert_allclose(found[..., 0], np.broadcast_to(upright, [9, 32, 32]), atol=3)
+            np.testing.assert_array_equal(found[7], read(source, 7)["image"][0] * 255)
+
+
+def test_sides_change_places_where_a_picture_is_turned(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    smooth = Image.fromarray(RANDOM.integers(0, 256, (6, 12, 3), np.uint8)).resize((240, 120))
+    smooth.save(tmp_path / "a.jpg", exif=exif)
+    assert ImageFolder(str(tmp_path)).element_spec["image"].shape == (240, 120, 3)
+    # As those of the picture decoded whole, but for what a smaller scale of JPEG rounds.
+    found = read(ImageFolder(str(tmp_path), size=(30, 15)), 0)["image"][0]
+    whole = Image.open(tmp_path / "a.jpg").transpose(Image.Transpose.ROTATE_270)
+    expected = np.asarray(whole.resize((15, 30), Image.Resampling.BICUBIC)) / 255
+    assert np.abs(found - expected).mean() < 0.01
+
+
+@pytest.mark.parametrize("suffix", ["webp", "gif", "bmp"])
+def test_other_kinds_of_pictures(suffix, tmp_path):
+    """Alone, and behind a picture that TensorFlow decodes."""
+    array = np.kron(np.array([[10, 200], [90, 30]], np.uint8), np.ones((8, 8), np.uint8))
+    coloured = np.stack([array, array[::-1], array[:, ::-1]], -1)
+    Image.fromarray(coloured).save(tmp_path / f"b.{suffix}", lossless=True)
+    alone = read(ImageFolder(str(tmp_path)), 0)["image"][0] * 255
+    np.testing.assert_allclose(alone, coloured, atol=1e-4)
+    Image.fromarray(255 - coloured).save(tmp_path / "a.png")
+    both = read(ImageFolder(str(tmp_path)), 0, 1)["image"] * 255
+    np.testing.assert_allclose(both, [255 - coloured, coloured], atol=1e-4)
+
+
+def test_the_home_folder_may_be_named(tmp_path, monkeypatch):
+    picture(tmp_path / "pictures/a.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(ImageFolder("~/pictures")) == 1
+
+
+def test_what_is_left_out_is_counted(tmp_path, caplog):
+    for name in ("a/1.png", "b/2.png", "b/old/3.png", "b/old/older/4.jpg"):
+        picture(tmp_path / name)
+    for name in ("a/5.TIF", "b/6.tif", "labels.csv", "b/LICENSE"):
+        (tmp_path / name).write_text("?")
+    assert len(ImageFolder(str(tmp_path))) == 2
+    assert caplog.messages == [
+        f"{tmp_path} has 2 pictures; left out are 1 .csv, 2 .tif, 1 without an ending, 2 in folders of folders, such as "
+        f"{tmp_path}/b/old/3.png"
+    ]
+    caplog.clear()
+    ImageFolder(str(tmp_path / "a/../b/old/older"))
+    assert not caplog.messages
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    """Here by hand, since nothing is forbidden to root."""
+    picture(tmp_path / "cat/1.png")
+    scan = os.scandir
+
+    def forbidding(path):
+        if str(path).endswith("cat"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", forbidding)
+    with pytest.raises(DataError) as error:
+        ImageFolder(str(tmp_path))
+    assert str(error.value) == (
+        f"{tmp_path}/cat cannot be read (Permission denied): make it readable, or name another folder"
+    )
+
+
 def bad_folder(folder, count=9, bad=(2, 3, 8)):
     """A folder whose pictures are full of their numbers, but for some that are no pictures."""
     for number in range(count):
@@ -180,7 +276,14 @@ def test_hidden_files_and_folders_are_left_alone(tmp_path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda f: None, "has no pictures: put files that end in .jpg, .jpeg, .png there"),
+        (
+            lambda f: None,
+            "has no pictures: put files that end in .jpg, .jpeg, .png, .webp, .gif, .bmp",
+        ),
+        (
+            lambda f: picture(f / "train" / "cat" / "1.png"),
+            "there, or in folders, one a class, or name FOLDER/train",
+        ),
         (lambda f: f.rmdir(), "is no folder"),
         (
             lambda f: (picture(f / "a.png"), picture(f / "b" / "c.png")),
@@ -195,7 +298,7 @@ def test_a_folder_that_cannot_be_used_is_named(write, message, tmp_path):
     write(folder)
     with pytest.raises(DataError) as error:
         ImageFolder(str(folder))
-    assert message in str(error.value)
+    assert message.replace("FOLDER", str(folder)) in str(error.value)
 
 
 @pytest.mark.parametrize(
