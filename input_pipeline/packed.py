@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from typing import Any
 
@@ -37,6 +38,7 @@ class Packed:
     """
 
     def __init__(self, folder: str) -> None:
+        folder = os.path.expanduser(folder)
         index = opened(folder, PICTURES)
         count, shape = index["count"], tuple(index["shape"])
         self.classes: list[str] = index["classes"]

@@ -96,6 +96,18 @@ def is_checksum(stored: bytes, data: bytes) -> bool:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF == int.from_bytes(stored, "little")
 
 
+def is_tfrecord(path: pathlib.Path) -> bool:
+    """Whether a file is one of TFRecords, by its name or by its beginning."""
+    if "tfrecord" in path.name:
+        return True
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEADER_BYTES)
+    except OSError:
+        return False
+    return len(head) == HEADER_BYTES and is_checksum(head[8:], head[:8])
+
+
 class _Shard:
     """A file that is read by any thread, and opened anew where storage fails.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -75,7 +76,7 @@ class StreamedTFRecords:
         self._fields.check_form(form)
         self._files, self._buffer, self._interleave = files, buffer, interleave
         try:
-            self._paths = sorted(tf.io.gfile.glob(files))
+            self._paths = sorted(tf.io.gfile.glob(os.path.expanduser(files)))
         except tf.errors.OpError as error:
             raise DataError(f"{files} cannot be listed ({error.message}): check the path") from None
         blocks = ((_name(0, path), _block(path.encode(), 0, 0)[0]) for path in self._paths)

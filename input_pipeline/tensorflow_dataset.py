@@ -74,8 +74,9 @@ def _builder(name: str, data_dir: str | None) -> Any:
         ) from None
     folder = str(pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser())
     try:
-        if pathlib.Path(name, "features.json").is_file():
-            return tfds.builder_from_directory(name)
+        version = pathlib.Path(name).expanduser()
+        if (version / "features.json").is_file():
+            return tfds.builder_from_directory(version)
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=folder)
     except tfds.core.registered.DatasetNotFoundError:
         command = f'import tensorflow_datasets as tfds; tfds.load("{name}", data_dir="{folder}")'

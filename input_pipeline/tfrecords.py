@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -47,7 +48,8 @@ class TFRecords(Examples):
     ) -> None:
         form = Form("TFRecords", size, fit, channels)
         fields = Fields("TFRecords", image, label, classes, shape)
-        records = TFRecordFiles([pathlib.Path(path) for path in sorted(glob.glob(files))])
+        paths = sorted(glob.glob(os.path.expanduser(files)))
+        records = TFRecordFiles([pathlib.Path(path) for path in paths])
         if not len(records):
             raise DataError(f"{files} names no records: give the path of TFRecord files")
         super().__init__(records, fields, form, on_bad_record, bad_budget)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import glob
 import hashlib
 import json
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
 
 SOURCES = """\
 SRC is one of
-  a folder of JPEG and PNG files, with a sub-folder for each class or none
+  a folder of JPEG, PNG, WebP, GIF and BMP files, with a sub-folder for each class or none
   a folder with the four files of MNIST or a set of its form (--part)
   an idx file, compressed or not (--labels)
   a NumPy array, file.npy or file.npz:name (--labels)
-  a folder of TensorFlow Datasets, such as ~/tensorflow_datasets/mnist/3.0.1 (--split, --image_feature, --label_feature)
-  TFRecord files of tf.train.Example, 'folder/train-*' in quotes (--image_feature, --label_feature, --classes)
+  a prepared set of TensorFlow Datasets, tfds:mnist (--data_dir), or its folder, such as ~/tensorflow_datasets/mnist/3.0.1
+    (--split, --image_feature, --label_feature)
+  TFRecord files of tf.train.Example, 'folder/train-*' in quotes (--image_feature, --label_feature, --classes; --shape,
+    where pictures are neither JPEG nor PNG but their bytes)
 
 DST holds images.npy, labels.npy and index.json, the same bytes each time. It is written as .DST.partial and renamed when
 it is complete; stopped before, the same command goes on. In a configuration it is Packed.folder = "DST".
@@ -49,8 +52,11 @@ packed_corpus.folder = "DST".
 """
 DECODING = ("size", "channels", "fit", "on_bad_record", "bad_budget")
 """Flags of sources that decode files or records."""
-FLAGS = {"image": "image_feature", "label": "label_feature"}
+FLAGS = {"image": "--image_feature", "label": "--label_feature", "name": "SRC", "files": "SRC"}
 """Of arguments that have another name."""
+DATASET = "tfds:"
+"""What the name of a set of TensorFlow Datasets follows."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
 LINE_SECONDS = 10.0
 REFRESH_SECONDS = 0.1
 
@@ -65,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
         print("lockstep: interrupted; the same command goes on", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        known = _user_error(error)
+        known = _user_error(error, line.destination)
         if known is None:
             raise
         print(f"lockstep: {_in_flags(one_line(known))}", file=sys.stderr)
@@ -108,12 +114,20 @@ def _parser() -> argparse.ArgumentParser:
     images.add_argument("--part", choices=("train", "test"), help="of MNIST's (default: train)")
     images.add_argument("--split", help="of TensorFlow Datasets (default: train)")
     images.add_argument(
+        "--data_dir",
+        metavar="FOLDER",
+        help="where sets of TensorFlow Datasets are prepared (default: ~/tensorflow_datasets, or $TFDS_DATA_DIR)",
+    )
+    images.add_argument(
         "--image_feature", metavar="KEY", help="of JPEG or PNG (default: image/encoded, or image)"
     )
     images.add_argument(
         "--label_feature", metavar="KEY", help="of integers (default: no labels, or label)"
     )
     images.add_argument("--classes", type=int, metavar="N", help="how many --label_feature has")
+    images.add_argument(
+        "--shape", metavar="HxWxC", help="of pictures of records that are bytes, one a channel"
+    )
     text = commands.add_parser(
         "text",
         help="pack a text, as tokens, into a folder that is mapped into memory",
@@ -210,22 +224,27 @@ def _source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
     """The source that the command line names, and its files."""
     from input_pipeline.image_folder import ImageFolder
     from input_pipeline.images import idx_images, mnist, numpy_images
+    from input_pipeline.records import is_tfrecord
     from input_pipeline.tensorflow_dataset import TensorFlowDataset
     from input_pipeline.tfrecords import TFRecords
 
-    path = pathlib.Path(line.source)
-    known = (*DECODING, *"labels part split image_feature label_feature classes".split())
+    name, path = line.source, pathlib.Path(os.path.expanduser(line.source))
+    of_kinds = "labels part split data_dir image_feature label_feature classes shape"
+    known = (*DECODING, *of_kinds.split())
     given = {name for name in known if getattr(line, name) is not None}
     if "fit" in given and "size" not in given:
         raise UsageError(f"--fit={line.fit} says what --size does: give both, or neither")
     decoding = {name: getattr(line, name) for name in given.intersection(DECODING)}
     if "size" in given:
-        decoding["size"] = _size(line.size)
-    if (path / "features.json").is_file():
-        _refuse(given & {"labels", "part", "classes"}, "TensorFlow Datasets")
+        decoding["size"] = _numbers(line, "size", "64x48", "height and width in pixels")
+    if name.startswith(DATASET) or (path / "features.json").is_file():
+        _refuse(given & {"labels", "part", "classes", "shape"}, "TensorFlow Datasets")
+        if not name.startswith(DATASET):
+            _refuse(given & {"data_dir"}, "the folder of a set")
         dataset = TensorFlowDataset(
-            line.source,
+            name.removeprefix(DATASET),
             split=line.split or "train",
+            data_dir=line.data_dir,
             image=line.image_feature or "image",
             label=line.label_feature,
             **decoding,
@@ -233,20 +252,25 @@ def _source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
         return dataset, dataset.paths
     if path.is_dir() and any(path.glob("*-images-idx3-ubyte*")):
         _refuse(given - {"part"}, "MNIST's files")
-        return mnist(line.source, line.part or "train"), sorted(path.iterdir())
+        return mnist(name, line.part or "train"), sorted(path.iterdir())
     if path.is_dir():
         _refuse(given.difference(DECODING), "a folder of pictures")
-        folder = ImageFolder(line.source, **decoding)
+        folder = ImageFolder(name, **decoding)
         return folder, folder.paths
-    records = [pathlib.Path(file) for file in sorted(glob.glob(line.source))]
-    if given & {"image_feature", "label_feature"} or _is_tfrecord(records):
-        _refuse(given & {"labels", "part", "split"}, "TFRecord files")
+    records = [pathlib.Path(file) for file in sorted(glob.glob(str(path)))]
+    of_records = given & {"image_feature", "label_feature", "shape"}
+    if of_records or len(records) > 1 or any(map(is_tfrecord, records)):
+        _refuse(given & {"labels", "part", "split", "data_dir"}, "TFRecord files")
         if len(given & {"label_feature", "classes"}) == 1:
             raise UsageError("--label_feature and --classes belong together: give both or neither")
         if line.classes is not None and line.classes < 1:
             raise UsageError(f"--classes={line.classes}: it must be at least 1")
+        if "shape" in given:
+            _refuse(set(decoding), "pictures that are bytes (--shape)")
+            what = "height, width and channels"
+            decoding["shape"] = _numbers(line, "shape", "28x28x1", what)
         shards = TFRecords(
-            line.source,
+            name,
             image=line.image_feature or "image/encoded",
             label=line.label_feature,
             classes=line.classes,
@@ -254,16 +278,12 @@ def _source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
         )
         return shards, records
     _refuse(given - {"labels"}, "an array")
-    arrays = [text for text in (line.source, line.labels) if text]
+    arrays = [os.path.expanduser(text) for text in (name, line.labels) if text]
     files = [
         pathlib.Path(text.partition(".npz:")[0] + ".npz" * (".npz:" in text)) for text in arrays
     ]
     named = path.name.endswith(".npy") or ".npz" in path.name
-    return (numpy_images if named else idx_images)(line.source, line.labels), files
-
-
-def _is_tfrecord(files: Sequence[pathlib.Path]) -> bool:
-    return bool(files) and ("tfrecord" in files[0].name or len(files) > 1)
+    return (numpy_images if named else idx_images)(name, line.labels), files
 
 
 def _refuse(flags: set[str], what: str) -> None:
@@ -278,11 +298,15 @@ def _share_or_path(text: str) -> float | str:
         return text
 
 
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d*)[x×]([1-9]\d*)", text)
-    if not match:
-        raise UsageError(f"--size is {text}: it must be height and width in pixels, such as 64x48")
-    return int(match[1]), int(match[2])
+def _numbers(line: argparse.Namespace, flag: str, like: str, what: str) -> tuple[int, ...]:
+    """Of a flag such as --size=64x48; as many as are in `like`."""
+    text = getattr(line, flag)
+    found = re.split("[x×]", text)
+    if len(found) != like.count("x") + 1 or not all(
+        re.fullmatch(r"[1-9]\d*", one) for one in found
+    ):
+        raise UsageError(f"--{flag} is {text}: it must be {what}, such as {like}")
+    return tuple(map(int, found))
 
 
 def _identity(line: argparse.Namespace, files: Sequence[pathlib.Path]) -> str:
@@ -296,14 +320,18 @@ def _identity(line: argparse.Namespace, files: Sequence[pathlib.Path]) -> str:
     return state.hexdigest()
 
 
-def _user_error(error: Exception) -> UserError | None:
+def _user_error(error: Exception, destination: str) -> UserError | None:
     """What a person can mend, with its exit code; None for a bug."""
     if isinstance(error, UserError):
         return error
+    if isinstance(error, OSError) and error.errno in FULL:
+        return CannotCreate(
+            f"{destination} cannot be written ({os.strerror(error.errno).lower()}): make room there, and the same command goes on"
+        )
     if isinstance(error, OSError) and error.errno is not None:
         reason = (error.strerror or str(error)).lower()
         return CannotCreate(
-            f"{error.filename or 'the folder'} cannot be read or written ({reason}): mend it, and the same command goes on"
+            f"{error.filename or destination} cannot be read or written ({reason}): mend it, and the same command goes on"
         )
     return data_problem(error)
 
@@ -311,7 +339,7 @@ def _user_error(error: Exception) -> UserError | None:
 def _in_flags(message: str) -> str:
     """What a source says of its arguments, which have other names here: ImageFolder.size is --size."""
     sources = r"\b(?:ImageFolder|TFRecords|TensorFlowDataset)\.(\w+)"
-    return re.sub(sources, lambda found: f"--{FLAGS.get(found[1], found[1])}", message)
+    return re.sub(sources, lambda found: FLAGS.get(found[1], f"--{found[1]}"), message)
 
 
 class Progress:

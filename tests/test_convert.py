@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import importlib.util
 import io
+import os
 import re
 import struct
 import subprocess
@@ -33,9 +35,9 @@ def conversion():
     return module
 
 
-def example(image, label):
+def example(image, label, key="image/encoded"):
     features = {
-        "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
+        key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
         "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
     }
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
@@ -56,6 +58,9 @@ def sources(tmp_path):
                 file = io.BytesIO()
                 Image.fromarray(array).save(file, "PNG")
                 writer.write(example(file.getvalue(), int(label)))
+    with tf.io.TFRecordWriter(f"{tmp_path}/records") as writer:
+        for array, label in zip(PICTURES, LABELS, strict=True):
+            writer.write(example(array.tobytes(), int(label), "pixels"))
     np.save(tmp_path / "images.npy", PICTURES)
     np.savez(tmp_path / "both.npz", x=PICTURES, y=LABELS)
     for number, (array, label) in enumerate(zip(PICTURES, LABELS, strict=True)):
@@ -101,15 +106,24 @@ IDX = "mnist/train-images-idx3-ubyte.gz --labels=mnist/train-labels-idx1-ubyte.g
         ("tiny/1.0.0 --split=test --label_feature=label", range(2), True),
         ("train.tfrecord-* --label_feature=label --classes=3", range(6), True),
         ("train.tfrecord-1", [3, 4, 5], False),
+        ("~/train.tfrecord-1", [3, 4, 5], False),
+        ("records --image_feature=pixels --shape=4x5x1", range(6), False),
+        ("tfds:tiny --data_dir=. --split=test", range(2), True),
+        ("tfds:tiny:1.0.0 --data_dir=~", range(6), True),
+        ("~/both.npz:x --labels=~/both.npz:y", range(6), True),
+        ("~/folder", [1, 4, 2, 3, 0, 5], True),
+        ("~/mnist", range(6), True),
     ],
 )
 def test_each_kind_of_source(arguments, order, labelled, sources, conversion, monkeypatch, capsys):
     monkeypatch.chdir(sources)
+    monkeypatch.setenv("HOME", str(sources))
     source, *rest = arguments.split()
     assert conversion.main(["images", source, "packed", *rest]) == 0
     assert capsys.readouterr().out == "packed\n"
     packed = Packed("packed")
-    assert packed.classes == (["a", "b", "c"] if source in ("folder", "tiny/1.0.0") else [])
+    named = "folder" in source or "tiny" in source
+    assert packed.classes == (["a", "b", "c"] if named else [])
     found = packed.read(tf.range(len(packed), dtype=tf.int64))
     order = list(order)
     np.testing.assert_array_equal(packed.decode(found["image"])[..., 0], PICTURES[order])
@@ -235,6 +249,35 @@ def damage_packed(folder):
         ("images tiny/1.0.0 packed --split=tets", None, 65, "tiny/1.0.0 has no split tets"),
         ("images tiny/1.0.0 packed --classes=3", None, 64, "--classes is not for TensorFlow Datas"),
         ("images folder packed --part=test", None, 64, "--part is not for a folder of pictures"),
+        ("images folder packed --data_dir=.", None, 64, "--data_dir is not for a folder of pict"),
+        (
+            "images tiny/1.0.0 packed --data_dir=.",
+            None,
+            64,
+            "--data_dir is not for the folder of a",
+        ),
+        (
+            "images tfds:none packed --data_dir=.",
+            None,
+            65,
+            "none is not prepared in .: set --data_dir",
+        ),
+        ("images records packed", None, 65, "name one of its features (label, pixels)"),
+        ("images records packed --shape=4x5", None, 64, "--shape is 4x5: it must be height, width"),
+        (
+            "images records packed --shape=4x5x1 --size=2x2",
+            None,
+            64,
+            "--size is not for pictures that",
+        ),
+        (
+            "images records packed --image_feature=pixels --shape=4x5x3",
+            None,
+            65,
+            "has 20 bytes in pixels, and [4, 5, 3] are 60: set --shape to what they are",
+        ),
+        ("images images.npy packed --labels=both.npz:z", None, 65, 'both.npz has no array "z"'),
+        ("images images.npy packed --labels=images.npy", None, 65, "images.npy: the labels are"),
         (
             "images folder images.npy/packed",
             None,
@@ -263,6 +306,23 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert conversion.main(arguments.split()) == code
     said = capsys.readouterr().err
     assert said.startswith("lockstep: ") and said.count("\n") == 1 and message in said
+
+
+def test_a_full_disk_is_named_and_gone_on_with(sources, conversion, monkeypatch, capsys):
+    """Which of what is written has no name."""
+    monkeypatch.chdir(sources)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert conversion.main(["images", "images.npy", "packed"]) == 73
+    assert capsys.readouterr().err == (
+        "lockstep: packed cannot be written (no space left on device): make room there, and the same command goes on\n"
+    )
+    assert conversion.main(["images", "images.npy", "packed"]) == 0
+    assert len(Packed("packed")) == 6
 
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(conversion, monkeypatch):
