@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import logging
 import re
 import struct
-import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 from PIL import ExifTags, Image, ImageOps
 
+from input_pipeline.bad_records import BadRecord, BadRecords
 from input_pipeline.batches import DataError
 
 MODES = {1: "L", 3: "RGB"}
@@ -37,16 +36,10 @@ RIFF = b"RIFF"
 """Beginning of WebP files, which have it at their end."""
 CHUNK = 32
 """Pictures decoded by one piece of a graph, so that a graph does not grow with the batch."""
-NAMED = 3
-"""Bad records that a message names."""
 
 Size = int | Sequence[int] | None
 Load = Callable[[int], tuple[str, bytes]]
 Fetch = Callable[[tf.Tensor], tf.Tensor]
-
-
-class BadRecord(Exception):
-    """A record that cannot be read; the message is a line for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,16 +241,8 @@ class EncodedPictures:
         on_bad_record: str = "fail",
         bad_budget: int = 0,
     ) -> None:
-        if on_bad_record not in ("fail", "skip"):
-            raise ValueError(
-                f'{form.owner}.on_bad_record is "{on_bad_record}": it must be "fail" or "skip"'
-            )
-        if bad_budget < 0:
-            raise ValueError(f"{form.owner}.bad_budget is {bad_budget}: it must be at least 0")
+        self._bad = BadRecords(form.owner, on_bad_record, bad_budget)
         self._count, self._load, self._fetch, self._form = count, load, fetch, form
-        self._skips, self._budget = on_bad_record == "skip", bad_budget
-        self._bad: dict[int, str] = {}
-        self._lock = threading.Lock()
         self._decoder: Decoder | None = None
         _, at = self._readable(0)
         self._decoder = Decoder(form, *load(at))
@@ -289,9 +274,7 @@ class EncodedPictures:
             try:
                 return self._picture(candidate), candidate
             except BadRecord as error:
-                if not self._skips:
-                    raise DataError(str(error)) from None
-                self._count_bad(candidate, str(error))
+                self._bad.skip(error)
         raise DataError(f"none of the {self._count:,} pictures can be read: mend them")
 
     def _picture(self, at: int) -> np.ndarray:
@@ -299,20 +282,6 @@ class EncodedPictures:
         if self._decoder is None:
             return self._form.decode(name, data)
         return self._decoder.one(name, data)
-
-    def _count_bad(self, at: int, message: str) -> None:
-        with self._lock:
-            known = at in self._bad
-            self._bad[at] = message
-            if len(self._bad) > self._budget:
-                names = [text.partition(" cannot be read")[0] for text in self._bad.values()]
-                more = ", …" if len(names) > NAMED else ""
-                raise DataError(
-                    f"{len(names)} pictures cannot be read, more than {self._form.owner}.bad_budget = {self._budget}: "
-                    f"mend or remove {', '.join(names[-NAMED:])}{more}"
-                )
-        if not known:
-            logging.getLogger(__name__).warning("skipped: %s", message)
 
 
 def orientation(data: bytes) -> int:

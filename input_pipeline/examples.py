@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.arrays import numpy_rows
+from input_pipeline.bad_records import BadRecord
 from input_pipeline.batches import DataError, ElementSpec, Feature
-from input_pipeline.decoding import BadRecord, EncodedPictures, Form
+from input_pipeline.decoding import EncodedPictures, Form
 from input_pipeline.images import pictures
 from input_pipeline.records import Records
 

@@ -14,8 +14,8 @@ from typing import Protocol
 import google_crc32c
 import numpy as np
 
+from input_pipeline.bad_records import BadRecord
 from input_pipeline.batches import DataError
-from input_pipeline.decoding import BadRecord
 from input_pipeline.retrying import reason_of, retrying
 
 HEADER_BYTES, FOOTER_BYTES = 12, 4

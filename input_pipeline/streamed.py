@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from input_pipeline.bad_records import BadRecord, BadRecords
 from input_pipeline.batches import DataError
-from input_pipeline.decoding import BadRecord, Decoder, Form, Size
+from input_pipeline.decoding import Decoder, Form, Size
 from input_pipeline.examples import Fields
 from input_pipeline.images import pictures
 from input_pipeline.order import shuffled_ids
@@ -21,6 +22,9 @@ from input_pipeline.retrying import reason_of, retrying
 
 BLOCK_BYTES = 1 << 20
 """Of a shard, read at once."""
+
+BAD = b""
+"""In place of a picture that cannot be read: no picture either."""
 
 ERRORS = {
     tf.errors.NOT_FOUND: errno.ENOENT,
@@ -33,7 +37,7 @@ ERRORS = {
 """TensorFlow's codes of errors that no further try mends, and of files that are gone."""
 
 Record = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
-"""Its data, its number in its shard, and the shard's path."""
+"""Its data with their checksum, its number in its shard, and the shard's path."""
 
 
 class StreamedTFRecords:
@@ -48,10 +52,13 @@ class StreamedTFRecords:
         shard for each worker.
       buffer: records of each worker from which the next is taken, in memory as they are in the shards.
       interleave: shards that each worker reads at a time.
+      on_bad_record: "fail", a record that is damaged or no picture is an error; "skip", the next of its batch that is none
+        takes its place, of a batch without one the first of the set; not of bytes.
+      bad_budget: of "skip": more bad records than this are an error. Each worker counts those that it meets.
 
     Raises:
       ValueError: if an argument has none of its values.
-      DataError: if there are no records, or the first is damaged. Reading raises it, for a shard that was cut off or
+      DataError: if there are no records, or none of the first is a picture. Reading raises it, for a shard that was cut off or
         altered, or a record that has not these features, with its name.
     """
 
@@ -67,29 +74,27 @@ class StreamedTFRecords:
         fit: str = "crop",
         buffer: int = 10_000,
         interleave: int = 16,
+        on_bad_record: str = "fail",
+        bad_budget: int = 100,
     ) -> None:
         for argument, value in {"buffer": buffer, "interleave": interleave}.items():
             if value < 1:
                 raise ValueError(f"StreamedTFRecords.{argument} is {value}: it must be at least 1")
         form = Form("StreamedTFRecords", size, fit, channels)
         self._fields = Fields("StreamedTFRecords", image, label, classes, shape)
-        self._fields.check_form(form)
+        self._fields.check_form(form, on_bad_record)
+        self._bad = BadRecords("StreamedTFRecords", on_bad_record, bad_budget)
         self._files, self._buffer, self._interleave = files, buffer, interleave
         try:
             self._paths = sorted(tf.io.gfile.glob(os.path.expanduser(files)))
         except tf.errors.OpError as error:
             raise DataError(f"{files} cannot be listed ({error.message}): check the path") from None
-        blocks = ((_name(0, path), _block(path.encode(), 0, 0)[0]) for path in self._paths)
-        first = next(((name, block[0]) for name, block in blocks if len(block)), None)
-        if first is None:
+        self._decoder: Decoder | None = None
+        if not any(True for _ in self._beginnings()):
             raise DataError(f"{files} names no records: give the path of TFRecord files")
-        self._decoder = None
-        try:
-            if shape is None:
-                self._decoder = Decoder(form, first[0], self._fields.encoded(*first))
-                shape = self._decoder.shape
-        except BadRecord as error:
-            raise DataError(str(error)) from None
+        if shape is None:
+            self._decoder, self._first = self._opened(form)
+            shape = self._decoder.shape
         self.element_spec = self._fields.element_spec(tuple(shape))
 
     @property
@@ -149,17 +154,21 @@ class StreamedTFRecords:
             images, labels = [], []
             for name, record in _named(*records):
                 try:
-                    images.append(read(name, record))
-                    labels.append(self._fields.number(name, record) if labelled else 0)
+                    data = _checked(name, record)
+                    image, label = read(name, data), self._label(name, data)
                 except BadRecord as error:
-                    raise DataError(str(error)) from None
+                    self._bad.skip(error)
+                    image, label = BAD, 0
+                images.append(image)
+                labels.append(label)
             found = np.array(images, object) if self._decoder else np.stack(images)
             return found, np.array(labels, np.int32)
 
         kinds = [tf.string if self._decoder else tf.uint8, tf.int32]
         images, labels = tf.numpy_function(images_and_labels, records, kinds, stateful=False)
         if self._decoder:
-            images = self._decoded(self._decoder, tf.ensure_shape(images, [count]), numbers, paths)
+            encoded = tf.ensure_shape(images, [count])
+            images, labels = self._decoded(self._decoder, encoded, labels, numbers, paths)
         images = tf.ensure_shape(images, [count, *spec.shape])
         batch = {"image": tf.cast(images, tf.float32) / 255}
         if labelled:
@@ -170,26 +179,56 @@ class StreamedTFRecords:
         """Pictures, uint8 `[n, height, width, channels]`, of floats in [0, 1], cut off at both ends."""
         return pictures(samples)
 
-    def _decoded(
-        self, decoder: Decoder, encoded: tf.Tensor, numbers: tf.Tensor, paths: tf.Tensor
-    ) -> tf.Tensor:
-        """Pictures, uint8 `[n, height, width, channels]`."""
+    def _beginnings(self) -> Iterator[tuple[str, bytes]]:
+        """The name and the record of each in the first block of each shard."""
+        for path in self._paths:
+            for number, record in enumerate(_block(path.encode(), 0, 0)[0]):
+                yield _name(number, path), record
 
-        def one_by_one(*records: np.ndarray) -> np.ndarray:
+    def _opened(self, form: Form) -> tuple[Decoder, tuple[np.ndarray, int]]:
+        """A decoder of pictures like the first that can be read, and that picture and its label."""
+        for name, record in self._beginnings():
             try:
-                return np.stack([decoder.one(name, data) for name, data in _named(*records)])
+                data = _checked(name, record)
+                encoded = self._fields.encoded(name, data)
+                example = form.decode(name, encoded), self._label(name, data)
+                return Decoder(form, name, encoded), example
             except BadRecord as error:
-                raise DataError(str(error)) from None
+                self._bad.skip(error)
+        raise DataError(
+            f"none of the records that {self._files} begins with can be read: mend them"
+        )
 
-        def each() -> tf.Tensor:
-            return tf.numpy_function(
-                one_by_one, [encoded, numbers, paths], tf.uint8, stateful=False
-            )
+    def _label(self, name: str, data: bytes) -> int:
+        return 0 if self._fields.label is None else self._fields.number(name, data)
+
+    def _decoded(
+        self, decoder: Decoder, encoded: tf.Tensor, labels: tf.Tensor, *places: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Pictures, uint8 `[n, height, width, channels]`, and their labels."""
+
+        def one_by_one(encoded: np.ndarray, labels: np.ndarray, *places: np.ndarray) -> Any:
+            found: dict[int, tuple[np.ndarray, int]] = {}
+            for at, (name, data) in enumerate(_named(encoded, *places)):
+                try:
+                    found[at] = decoder.one(name, data), labels[at]
+                except BadRecord as error:
+                    self._bad.skip(error)
+            if not found:
+                found[0] = self._first
+            count = len(encoded)
+            rows = [at if at in found else _next(found, at, count) for at in range(count)]
+            images, of_images = zip(*(found[row] for row in rows), strict=True)
+            return np.stack(images), np.array(of_images, np.int32)
+
+        def each() -> list[tf.Tensor]:
+            kinds = [tf.uint8, tf.int32]
+            return tf.numpy_function(one_by_one, [encoded, labels, *places], kinds, stateful=False)
 
         if not decoder.native:
-            return each()
+            return tuple(each())
         found, complete = decoder.several(encoded, lambda encoded: encoded)
-        return tf.cond(complete, lambda: found, each)
+        return tuple(tf.cond(complete, lambda: [found, labels], each))
 
 
 def _records(path: tf.Tensor) -> tf.data.Dataset:
@@ -230,7 +269,7 @@ def _block(path: bytes, number: int, start: int) -> tuple[np.ndarray, np.int64]:
                 file.seek(end)
                 while end < start + BLOCK_BYTES and (head := file.read(HEADER_BYTES)):
                     records.append(_record(name, number + len(records), head, file))
-                    end += HEADER_BYTES + len(records[-1]) + FOOTER_BYTES
+                    end += HEADER_BYTES + len(records[-1])
         except tf.errors.OpError as error:
             # Of what remote storage says the rest may be over soon.
             raise OSError(ERRORS.get(error.error_code, errno.EIO), error.message) from None
@@ -245,7 +284,7 @@ def _block(path: bytes, number: int, start: int) -> tuple[np.ndarray, np.int64]:
 
 
 def _record(path: str, number: int, head: bytes, file: tf.io.gfile.GFile) -> bytes:
-    """The data of the record whose header was just read, compared with the checksums."""
+    """The data, with their checksum, of the record whose header was just read and is compared with its own."""
     if number == 0 and head.startswith(GZIP):
         raise DataError(f"{path} is compressed, which is not read: unpack it")
     length, stored = head[:8], head[8:]
@@ -257,11 +296,20 @@ def _record(path: str, number: int, head: bytes, file: tf.io.gfile.GFile) -> byt
     body = file.read(size + FOOTER_BYTES)
     if len(head) < HEADER_BYTES or len(body) < size + FOOTER_BYTES:
         raise DataError(f"{path} was cut off within record {number}: copy or write it again")
-    if not is_checksum(body[size:], body[:size]):
-        raise DataError(
-            f"{_name(number, path)} cannot be read (its checksum is wrong): mend or remove it"
-        )
-    return body[:size]
+    return body
+
+
+def _checked(name: str, record: bytes) -> bytes:
+    """The data of a record, compared with their checksum; raises BadRecord."""
+    data, stored = record[:-FOOTER_BYTES], record[-FOOTER_BYTES:]
+    if not is_checksum(stored, data):
+        raise BadRecord(f"{name} cannot be read (its checksum is wrong): mend or remove it")
+    return data
+
+
+def _next(rows: Iterable[int], at: int, count: int) -> int:
+    """The first of some rows from a place on, after the last of `count` from the beginning."""
+    return min(rows, key=lambda row: (row - at) % count)
 
 
 def _named(data: np.ndarray, numbers: np.ndarray, paths: np.ndarray) -> Iterator[tuple[str, bytes]]:

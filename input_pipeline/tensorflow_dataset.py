@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from input_pipeline.bad_records import BadRecord
 from input_pipeline.batches import DataError
-from input_pipeline.decoding import BadRecord, Form, Size
+from input_pipeline.decoding import Form, Size
 from input_pipeline.examples import Examples, Fields
 from input_pipeline.records import Records, TFRecordFiles
 

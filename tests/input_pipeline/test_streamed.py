@@ -215,6 +215,50 @@ def test_what_cannot_be_read_is_named(damage, message, tmp_path, short_delays):
     assert "DataError: " in str(error.value) and message in str(error.value)
 
 
+def test_bad_records_are_skipped_with_their_labels(tmp_path):
+    """Whatever is wrong with them, resized or not; the next of the batch takes the place of each, or else the first."""
+    records = [example(image__encoded=png(PICTURES[at]), label=at) for at in range(10)]
+    records[0] = records[4] = b"\xff\xff"
+    records[7] = example(image__encoded=b"", label=7)
+    records[9] = example(image__encoded=png(PICTURES[9])[:50], label=9)
+    path = write(tmp_path / "train-0", records)
+    start = sum(len(record) + 16 for record in records[:3])
+    flip(path, start + 20)  # Of record 3.
+    alone = [1, 1, 2, 1, 1, 5, 6, 1, 8, 1]
+    for form in ({}, {"size": 5}):
+        source = made(tmp_path, buffer=1, on_bad_record="skip", bad_budget=5, **form)
+        for batch, expected in ((5, [1, 1, 2, 1, 1, 5, 6, 8, 8, 5]), (1, alone)):
+            data = Batches(source, global_batch=batch).training(Slice()).take(20 // batch)
+            found = list(data.as_numpy_iterator())
+            labels = np.concatenate([element["label"].ravel() for element in found])
+            np.testing.assert_array_equal(labels, expected * 2)
+            if not form:
+                images = np.concatenate([element["image"][0] for element in found])
+                np.testing.assert_array_equal(images, PICTURES[labels] / np.float32(255))
+
+
+def test_more_bad_records_than_the_budget_are_an_error(tmp_path, caplog):
+    """Of each pass the same ones, which count once."""
+    records = [example(image__encoded=png(PICTURES[at]), label=at) for at in range(4)]
+    records[2] = records[3] = example(image__encoded=b"?", label=0)
+    path = write(tmp_path / "train-0", records)
+    source = made(tmp_path, buffer=1, on_bad_record="skip", bad_budget=2)
+    list(Batches(source, global_batch=4).training(Slice()).take(5))
+    assert [message.partition(" cannot")[0] for message in caplog.messages] == [
+        f"skipped: record {number} of {path}" for number in (2, 3)
+    ]
+    source = made(tmp_path, buffer=1, on_bad_record="skip", bad_budget=1)
+    with pytest.raises(tf.errors.OpError) as error:
+        next(iter(Batches(source, global_batch=4).training(Slice())))
+    assert (
+        "DataError: 2 pictures cannot be read, more than StreamedTFRecords.bad_budget = 1: mend or remove record 2 of "
+        f"{path}, record 3 of {path}"
+    ) in str(error.value)
+    write(path, [b"?"])
+    with pytest.raises(DataError, match=r"none of the records that .* begins with can be read"):
+        made(tmp_path, on_bad_record="skip")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -227,6 +271,12 @@ def test_what_cannot_be_read_is_named(damage, message, tmp_path, short_delays):
         ({"classes": None}, ValueError, "StreamedTFRecords.label is 'label' and classes None"),
         ({"shape": (5, 4, 3), "size": 2}, ValueError, "StreamedTFRecords.shape is of bytes"),
         ({"fit": "fill"}, ValueError, 'StreamedTFRecords.fit is "fill"'),
+        ({"on_bad_record": "no"}, ValueError, 'StreamedTFRecords.on_bad_record is "no"'),
+        (
+            {"image": "bytes", "shape": (5, 4, 3), "on_bad_record": "skip"},
+            ValueError,
+            "shape is of bytes",
+        ),
     ],
 )
 def test_arguments_are_checked(arguments, error, message, shards):
