@@ -1,12 +1,15 @@
-"""scripts/benchmark lstm and transformer: what they count, and that they run beside the trainer as it is."""
+"""scripts/benchmark: what its programs count, and that they run beside the trainer as it is."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import pathlib
+import re
+import struct
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 BENCHMARKS = pathlib.Path(__file__).parent.parent / "scripts/benchmarks"
@@ -141,3 +144,53 @@ def test_transformer(
     assert 0 < row["nats"] < 0.6
     assert 0 < row["best_milliseconds_per_step"] <= row["milliseconds_per_step"]
     assert "2 rounds of 20 steps" in out
+
+
+def test_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Each source is there; memory does not grow with the set, nor time with the index."""
+    without_pytorch(monkeypatch)
+    inputs = program("input")
+    monkeypatch.setattr(inputs, "SMALL", (64, 28, 28, 1))
+    tiny = "--pictures=40 --side=16 --batch=8 --rounds=1 --seconds=0.05 --sizes 200000"
+    inputs.main(tiny.split())
+    out, err = capsys.readouterr()
+    assert 'pip install -e ".[benchmark]"' in err
+    rates = dict(re.findall(r"^ *(.+): +([\d,]+) images/s", out, re.MULTILINE))
+    sources = "ImageFolder Keras TFRecords StreamedTFRecords Packed Images".split()
+    assert set(rates) == {*sources, "Packed 28×28", "Images 28×28"}
+    assert all(int(rate.replace(",", "")) > 0 for rate in rates.values())
+    # The set has 12 MiB of pictures.
+    own = re.search(r" 200,000 packed 8×8 pictures, 400 batches: (-?[\d.]+) MiB", out)
+    assert own and float(own[1]) < 8
+    seconds = re.findall(r"100,000,000 ids, first batch from step [\d,]+ on: ([\d.]+) s", out)
+    assert len(seconds) == 3 and max(map(float, seconds)) < 2
+
+
+def test_dcgan(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Both models of a small set are judged, the tutorial's after the time that is asked for."""
+    from trainer.main import main
+
+    random = np.random.default_rng(0)
+    for part, count in (("train", 32), ("t10k", 12)):
+        for kind, shape in (("images-idx3", (count, 28, 28)), ("labels-idx1", (count,))):
+            head = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
+            data = random.integers(0, 256 if len(shape) > 1 else 10, shape, np.uint8)
+            (tmp_path / f"{part}-{kind}-ubyte").write_bytes(head + data.tobytes())
+    values = ["STEPS=1", f"DATA='{tmp_path}'", "ConvolutionalEncoder.width=4"]
+    small = [f"--gin_param={value}" for value in values]
+    decoder = "--gin_param=ConvolutionalDecoder.width=4"
+    for name, more in (("classifier/mnist", ()), ("gan/fashion", (decoder,))):
+        assert main(["train", name, f"--workdir={tmp_path}/{name}", *small, *more]) == 0
+    dcgan = program("dcgan")
+    monkeypatch.setattr(dcgan, "BATCH", 8)
+    runs = [f"--workdir={tmp_path}/gan/fashion", f"--features={tmp_path}/classifier/mnist"]
+    capsys.readouterr()
+    dcgan.main([*runs, "--seconds=0.2", f"--picture={tmp_path}/samples.png"])
+    out = capsys.readouterr().out
+    assert int(re.search(r"^0 seconds each, the tutorial's (\d+) steps of 8", out)[1]) > 0
+    distances = dict(re.findall(r"^ *(\w+): frechet_distance ([\d.e+]+), ", out, re.MULTILINE))
+    ratio = float(distances["ours"]) / float(distances["tutorial"])
+    assert float(re.search(r"ours / tutorial: ([\d.]+)", out)[1]) == pytest.approx(ratio, rel=1e-2)
+    assert float(distances["real"]) > 0 and (tmp_path / "samples.png").exists()

@@ -14,6 +14,7 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -119,7 +120,7 @@ def tutorial(images: np.ndarray, seconds: float) -> tuple[DCGAN, int]:
     return model, stop.steps
 
 
-def main() -> None:
+def main(line: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -129,7 +130,7 @@ def main() -> None:
         "--seconds", type=float, help="for the tutorial; as long as ours if not given"
     )
     parser.add_argument("--picture", type=pathlib.Path, help="where 100 samples of it are shown")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(line)
 
     one = Hardware(strategy="one_device")
     ours, _ = restored(arguments.workdir, one)

@@ -3,8 +3,10 @@
 It writes a set of random pictures as JPEG files, packs it, and writes it as TFRecords. Everything is measured in turn in
 one process, PyTorch in its own with two workers, several rounds of each from files in the page cache, and compared by the
 medians of the rounds: a ratio says more than a rate on a machine that others use too, and the processor's time more than
-either. All give batches of float32 in
-[0, 1], shuffled; Images and Packed are measured on 28×28 grey pictures too.
+either. All give batches of float32 in [0, 1], shuffled; Images and Packed are measured on 28×28 grey pictures too.
+
+Then what does not grow with the set: the memory of a training's input over packed sets of two sizes, each in a process of its
+own, and the time to the first batch of an index, anywhere in a training, with the opening of the data set.
 """
 
 from __future__ import annotations
@@ -12,20 +14,23 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
+import json
+import os
 import pathlib
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
+from measuring.pytorch import installed
 from PIL import Image
 
-from input_pipeline.batches import Batches, Slice, Source
+from input_pipeline.batches import Batches, Feature, Slice, Source
 from input_pipeline.image_folder import ImageFolder
 from input_pipeline.images import Images
 from input_pipeline.packed import Packed
@@ -37,6 +42,8 @@ CLASSES = 10
 SHARDS = 4
 SMALL = (60_000, 28, 28, 1)
 WORKERS = 2
+BATCHES = 400
+"""After which memory is measured."""
 
 
 def write_pictures(folder: pathlib.Path, count: int, side: int) -> None:
@@ -103,7 +110,40 @@ def rate(batches: Iterator, batch: int, seconds: float) -> float:
     return count / passed
 
 
-def main() -> None:
+def memory(folder: pathlib.Path, count: int, batch: int) -> dict[str, float]:
+    """MiB that reading packed 8×8 grey pictures adds to a process, see measuring/resident.py."""
+    pack(Images(np.random.default_rng(0).integers(0, 256, (count, 8, 8), np.uint8)), str(folder))
+    program = pathlib.Path(__file__).parent / "measuring" / "resident.py"
+    command = [sys.executable, str(program), str(folder), str(batch), str(BATCHES)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+class Ids:
+    """A source of nothing but its index: examples are their ids."""
+
+    element_spec = {"id": Feature((), "int64")}
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"id": ids}
+
+    def decode(self, samples: np.ndarray) -> np.ndarray:
+        return samples
+
+
+def first_batch(length: int, batch: int, step: int) -> float:
+    """Seconds until the data set of an index gives its first batch from a step on."""
+    start = time.perf_counter()
+    next(iter(Batches(Ids(length), batch).training(Slice(), step=step)))
+    return time.perf_counter() - start
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -112,9 +152,28 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256, help="examples a batch")
     parser.add_argument("--rounds", type=int, default=5, help="of each")
     parser.add_argument("--seconds", type=float, default=3, help="of a round of each")
-    line = parser.parse_args()
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[10**4, 10**6],
+        metavar="N",
+        help="of packed sets whose memory is measured",
+    )
+    parser.add_argument("--index", type=int, default=10**8, metavar="N", help="ids of the index")
+    line = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         measure(pathlib.Path(scratch), line)
+        for size in line.sizes if sys.platform == "linux" else ():
+            found = memory(pathlib.Path(scratch, str(size)), size, line.batch)
+            print(
+                f"{size:>11,} packed 8×8 pictures, {BATCHES} batches: {found['own']:.1f} MiB, and {found['mapped']:.1f} MiB of the "
+                "file"
+            )
+    epoch = line.index // line.batch
+    for step in (0, epoch // 2, 10 * epoch):
+        seconds = first_batch(line.index, line.batch, step)
+        print(f"{line.index:>11,} ids, first batch from step {step:,} on: {seconds:.2f} s")
 
 
 def measure(scratch: pathlib.Path, line: argparse.Namespace) -> None:
@@ -146,7 +205,7 @@ def measure(scratch: pathlib.Path, line: argparse.Namespace) -> None:
         "Images 28×28": ours(Images(small)),
     }
     pytorch = None
-    if importlib.util.find_spec("torch") and importlib.util.find_spec("torchvision"):
+    if installed() and importlib.util.find_spec("torchvision"):
         pytorch = measures["PyTorch"] = PyTorchFolder(scratch / "folder", line.batch)
     else:
         print(
