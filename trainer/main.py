@@ -203,7 +203,7 @@ def evaluate(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         _print_table(f"{title}, in the eyes of {judge.name}", compared)
     space = {"features": judge.name} if judge else {}
     metrics |= {f"baseline/{name}": value for name, value in baseline.items()}
-    metrics |= {f"{kind}/{n}": value for kind, row in compared.items() for n, value in row.items()}
+    metrics |= _of_kinds(compared)
     # JSON has no NaN and no infinity.
     finite = {k: value if math.isfinite(value) else None for k, value in sorted(metrics.items())}
     print(json.dumps({"step": step, **space, **finite}, allow_nan=False))
@@ -228,18 +228,24 @@ def _judge(line: flags.CommandLine, trainer: Trainer) -> Judge:
 def _compared(
     line: flags.CommandLine, trainer: Trainer, judge: Judge
 ) -> dict[str, dict[str, float]]:
-    """Samples and real pictures; leaves a picture of samples beside their nearest training pictures."""
-    from trainer import pictures
+    """Samples and real pictures; shows samples beside their nearest training pictures in the workdir."""
     from trainer.judge import nearest
+    from trainer.metrics import judged
 
     with _data_problems():
         samples = trainer.sample(judge.count, _seed(line, trainer))
         neighbours = nearest(trainer, samples[:NEIGHBOURED])
-    name = f"step-{int(trainer.step.number.numpy()):08d}-neighbours.png"
-    path = Path(line.workdir or "") / "samples" / name
-    workdir.prepare(path.parent)
-    durable.write(path, pictures.png(pictures.table(neighbours)))
-    return {"samples": judge(samples, trainer.classes), "real": judge.floor}
+    compared = {"samples": judge(samples, trainer.classes), "real": judge.floor}
+    folder, step = Path(line.workdir or ""), int(trainer.step.number.numpy())
+    workdir.prepare(folder / "samples")
+    judged(folder, step, _of_kinds(compared), neighbours)
+    return compared
+
+
+def _of_kinds(compared: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {
+        f"{kind}/{name}": value for kind, row in compared.items() for name, value in row.items()
+    }
 
 
 def _seed(line: flags.CommandLine, trainer: Trainer) -> int:

@@ -117,6 +117,29 @@ class MetricWriter:
         self.close()
 
 
+def judged(
+    workdir: pathlib.Path, step: int, found: Mapping[str, float], neighbours: np.ndarray
+) -> None:
+    """What was found of the samples of a step, to TensorBoard as a run of its own, `judged`, and their table to a file too.
+
+    Beside the training's events, not among them: of a folder TensorBoard follows the newest file alone, and would miss what a
+    training goes on to write.
+
+    Args:
+      workdir: of the run.
+      step: whose weights drew the samples.
+      found: name -> value.
+      neighbours: samples beside their nearest training pictures, uint8 `[rows, columns, height, width, 1 or 3]`.
+    """
+    table = pictures.table(neighbours)
+    data = pictures.png(table)
+    durable.write(workdir / "samples" / f"step-{step:08d}-neighbours.png", data)
+    events = _Events(workdir / "summaries" / "judged")
+    events.scalars(step, found)
+    events.picture("neighbours", step, table.shape, data)
+    events.close()
+
+
 class NullWriter:
     """A `MetricWriter` that writes nothing: that of every worker but the chief."""
 
@@ -224,12 +247,12 @@ def _rewind(path: pathlib.Path, resume_step: int) -> int:
 class _Events:
     """One file of TensorBoard events for each start of a run.
 
-    The file begins with `SessionLog.START`, at which TensorBoard forgets the points of that step
+    Of a run that rewinds, from `resume_step` on, the file begins with `SessionLog.START`, at which TensorBoard forgets the points of that step
     and later ones in older files. Without it curves zig-zag after a resume (TRAPS 22: tensorboard
     3732, 4840).
     """
 
-    def __init__(self, folder: pathlib.Path, resume_step: int):
+    def __init__(self, folder: pathlib.Path, resume_step: int | None = None):
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads files in the order of their names. The usual name begins with the time
         # in seconds: two starts within one second, or a clock put back, must not change the order.
@@ -243,8 +266,9 @@ class _Events:
         self._records = RecordWriter(self._file)
         # Only from version 2 on does TensorBoard heed SessionLog.
         self._add(0, file_version="brain.Event:2")
-        log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._add(resume_step + 1 if resume_step > 0 else 0, session_log=log)
+        if resume_step is not None:
+            log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._add(resume_step + 1 if resume_step > 0 else 0, session_log=log)
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
         values = [

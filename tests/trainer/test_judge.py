@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from sklearn.datasets import load_digits
+from tensorboard.backend.event_processing import event_accumulator
 
 from models.sample_metrics import frechet_distance
 from tests.trainer.objectives import quiet
@@ -86,6 +87,9 @@ def test_samples_are_shown_beside_the_nearest_training_pictures(runs):
         assert {picture.tobytes() for picture in row[1:]} <= known
     np.testing.assert_array_equal(table[0, 0], table[0, 1])
     assert (runs / "vae/samples/step-00000040-neighbours.png").exists()
+    events = event_accumulator.EventAccumulator(f"{runs}/vae/summaries/judged").Reload()
+    assert events.Tags()["tensors"] == ["neighbours"]
+    assert {f"samples/{name}" for name in DISTANCES} < set(events.Tags()["scalars"])
 
 
 def test_pictures_of_a_stream_are_compared(runs, capsys, tmp_path, monkeypatch):

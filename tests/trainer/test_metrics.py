@@ -228,16 +228,35 @@ def test_event_files_sort_by_start_whatever_the_clock(tmp_path, monkeypatch):
     assert seconds == [*range(1_700_000_000, 1_700_000_013), 1_700_000_100]
 
 
-def tensors(workdir, plugin):
-    """What TensorBoard's server shows under a plugin: tag -> [(step, strings)]."""
+def test_what_is_judged_leaves_the_curves_of_a_training_that_goes_on(tmp_path):
+    """Of whichever step; each stays, in the order in which they were judged."""
+    neighbours = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5, 1), np.uint8)
+    (tmp_path / "samples").mkdir()
+    with metrics.MetricWriter(tmp_path, 0) as writer:
+        write(writer, 10, 20, loss=1.0)
+        for step, distance in ((20, 3.0), (10, 5.0)):
+            metrics.judged(tmp_path, step, {"samples/distance": distance}, neighbours)
+        write(writer, 30, loss=2.0)
+    assert scalars(tmp_path) == [(10, 1.0), (20, 1.0), (30, 2.0)]
+    found = tensors(tmp_path, "scalars", "summaries/judged")
+    assert found == {"samples/distance": [(20, [3.0]), (10, [5.0])]}
+    shown = tensors(tmp_path, "images", "summaries/judged")["neighbours"]
+    file = (tmp_path / "samples/step-00000010-neighbours.png").read_bytes()
+    assert [step for step, _ in shown] == [20, 10] and shown[1][1][2] == file
+    assert file == pictures.png(pictures.table(neighbours))
+    assert "neighbours" not in tensors(tmp_path, "images")
+
+
+def tensors(workdir, plugin, run="summaries"):
+    """What TensorBoard's server shows of a run under a plugin: tag -> [(step, strings)]."""
     multiplexer = plugin_event_multiplexer.EventMultiplexer()
     multiplexer.AddRunsFromDirectory(str(workdir))
     multiplexer.Reload()
-    tags = multiplexer.PluginRunToTagToContent(plugin).get("summaries", {})
+    tags = multiplexer.PluginRunToTagToContent(plugin).get(run, {})
     return {
         tag: [
             (event.step, list(event.tensor_proto.string_val) or event.tensor_proto.float_val[:])
-            for event in multiplexer.Tensors("summaries", tag)
+            for event in multiplexer.Tensors(run, tag)
         ]
         for tag in tags
     }
