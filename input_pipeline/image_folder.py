@@ -134,10 +134,10 @@ def _list(folder: pathlib.Path) -> tuple[list[str], list[pathlib.Path], list[int
     kinds = collections.Counter(path.suffix.lower() or "without an ending" for path in others)
     left_out = [f"{count:,} {kind}" for kind, count in sorted(kinds.items())]
     if deeper:
-        left_out.append(f"{len(deeper):,} in folders of folders, such as {deeper[0]}")
+        left_out.append(f"{len(deeper):,} deeper than a class, such as {deeper[0]}")
     if left_out:
         logging.getLogger(__name__).warning(
-            "%s has %s pictures; left out are %s", folder, f"{len(found):,}", ", ".join(left_out)
+            "left out of %s: %s (pictures: %s)", folder, ", ".join(left_out), f"{len(found):,}"
         )
     return [path.name for path in classes], [path for path, _ in found], [at for _, at in found]
 

@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where sets of TensorFlow Datasets are prepared (default: ~/tensorflow_datasets, or $TFDS_DATA_DIR)",
     )
     images.add_argument(
-        "--image_feature", metavar="KEY", help="of JPEG or PNG (default: image/encoded, or image)"
+        "--image_feature", metavar="KEY", help="of pictures (default: image/encoded, or image)"
     )
     images.add_argument(
         "--label_feature", metavar="KEY", help="of integers (default: no labels, or label)"

@@ -173,8 +173,8 @@ def test_what_is_left_out_is_counted(tmp_path, caplog):
         (tmp_path / name).write_text("?")
     assert len(ImageFolder(str(tmp_path))) == 2
     assert caplog.messages == [
-        f"{tmp_path} has 2 pictures; left out are 1 .csv, 2 .tif, 1 without an ending, 2 in folders of folders, such as "
-        f"{tmp_path}/b/old/3.png"
+        f"left out of {tmp_path}: 1 .csv, 2 .tif, 1 without an ending, 2 deeper than a class, such as "
+        f"{tmp_path}/b/old/3.png (pictures: 2)"
     ]
     caplog.clear()
     ImageFolder(str(tmp_path / "a/../b/old/older"))
