@@ -243,6 +243,14 @@ def pretrained_text(network: Callable, **fields: object) -> Experiment:
 
 
 FAMILIES = {"gan": gan, "vae": vae, "lstm": lstm}
+OTHERS = {
+    "class_gan": class_gan,
+    "iwae": iwae,
+    "two_layers": two_layers,
+    "vq_vae": vq_vae,
+    "transformer": transformer,
+    "gpt2_lora": gpt2_lora,
+}
 
 
 class Fingerprint:
@@ -345,10 +353,9 @@ def spoilt(**fields: object) -> Experiment:
 
 EXPERIMENTS = {
     **FAMILIES,
+    **OTHERS,
     "fingerprint": fingerprint,
-    "gpt2_lora": gpt2_lora,
     "spoilt": spoilt,
-    "transformer": transformer,
 }
 SHORT = {"precision": "float32", "steps": 5}
 # What two workers train, and one process to compare: name -> (experiment, fields). The first also draws samples.
@@ -356,7 +363,7 @@ RUNS = {family: (family, {"samples": 2} if family == "gan" else {}) for family i
 RUNS |= {"vae_float32": ("vae", SHORT)}
 RUNS |= {"fingerprint": ("fingerprint", {})}
 UNEVALUATED = {"steps": 10, "evaluate_every": 0, "best_metric": None}
-RUNS |= {family: (family, UNEVALUATED) for family in ("transformer", "gpt2_lora")}
+RUNS |= {family: (family, UNEVALUATED) for family in OTHERS}
 FAULTS = {"vae_flipped": ("vae", {"checkpoint_every": 20}), "spoilt": ("spoilt", {})}
 """More runs of two workers. In those called flipped a bit flips in a weight of worker 1 after `FLIP_STEP` steps."""
 FLIP_STEP = 30

@@ -93,11 +93,23 @@ RANDOM_KILLS = {
     "lstm": (ONE, 1, 600),
     "transformer": (ONE, 1, 100),
     "gpt2_lora": (ONE, 1, 100),
+    "class_gan": (ONE, 0, 50),
+    "vq_vae": (ONE, 1, 50),
+    "iwae": (ONE, 0, 50),
+    "two_layers": (ONE, 0, 50),
 }
 
 
+def random_kills() -> list:
+    """The families; those that are not killed in each test run take `--full`."""
+    return [
+        pytest.param(family, marks=[] if few else pytest.mark.full)
+        for family, (_, few, _) in RANDOM_KILLS.items()
+    ]
+
+
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("family", RANDOM_KILLS)
+@pytest.mark.parametrize("family", random_kills())
 def test_kills_at_random_change_no_bit(family, nursery, undisturbed, tmp_path, full):
     hardware, few, many = RANDOM_KILLS[family]
     chance = random.Random(family)

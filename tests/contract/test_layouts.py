@@ -9,6 +9,7 @@ import pytest
 
 from tests.contract.families import (
     FAMILIES,
+    OTHERS,
     class_gan,
     dcgan,
     fingerprint,
@@ -51,16 +52,16 @@ def cases(layouts: Iterable[str], always: Callable[[str], Iterable[str]]) -> lis
 
 
 @pytest.fixture(scope="module")
-def one_device(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple, Run]:
+def one_device(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, int], Run]:
     """Runs on one device without XLA, made once."""
     made: dict[tuple, Run] = {}
 
-    def get(family: str, precision: str) -> Run:
-        if (family, precision) not in made:
-            steps = 50 if precision == "float64" else 5
-            experiment = FAMILIES[family](precision=precision, steps=steps)
-            made[family, precision] = train(experiment, ONE, tmp_path_factory.mktemp("one"))
-        return made[family, precision]
+    def get(family: str, precision: str, steps: int) -> Run:
+        key = family, precision, steps
+        if key not in made:
+            experiment = (FAMILIES | OTHERS)[family](precision=precision, steps=steps)
+            made[key] = train(experiment, ONE, tmp_path_factory.mktemp("one"))
+        return made[key]
 
     return get
 
@@ -68,7 +69,7 @@ def one_device(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple, Run]:
 @pytest.mark.parametrize(("family", "layout"), cases(LAYOUTS, ALWAYS.__getitem__))
 def test_float64_is_the_same(family, layout, one_device, tmp_path):
     run = train(FAMILIES[family](), LAYOUTS[layout], tmp_path)
-    expected = one_device(family, "float64")
+    expected = one_device(family, "float64", 50)
     assert len(run.rows) == 50
     assert_close(run, expected, losses=1e-9, weights=1e-8)
 
@@ -76,7 +77,7 @@ def test_float64_is_the_same(family, layout, one_device, tmp_path):
 @pytest.mark.parametrize(("family", "layout"), cases(LAYOUTS, lambda _: [BOTH]))
 def test_float32_begins_the_same(family, layout, one_device, tmp_path):
     run = train(FAMILIES[family](precision="float32", steps=5), LAYOUTS[layout], tmp_path)
-    expected = one_device(family, "float32")
+    expected = one_device(family, "float32", 5)
     assert len(run.rows) == 5
     assert_close(run, expected, losses=1e-5)
 
@@ -84,7 +85,7 @@ def test_float32_begins_the_same(family, layout, one_device, tmp_path):
 @pytest.mark.parametrize(("family", "layout"), cases(XLA_LAYOUTS, lambda _: [f"xla_{BOTH}"]))
 def test_xla_learns_the_same(family, layout, one_device, tmp_path):
     run = train(FAMILIES[family](), XLA_LAYOUTS[layout], tmp_path)
-    assert_close(run, one_device(family, "float64"), losses=1e-7, weights=1e-6)
+    assert_close(run, one_device(family, "float64", 50), losses=1e-7, weights=1e-6)
 
 
 def test_batch_norm_in_a_discriminator_is_the_same(tmp_path):
@@ -138,6 +139,18 @@ def test_a_transformer_is_the_same(make, tmp_path):
     assert samples[0]
     for first, second in zip(*samples, strict=True):
         assert first.read_text() == second.read_text()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("layout", LAYOUTS | XLA_LAYOUTS)
+@pytest.mark.parametrize("family", OTHERS)
+def test_the_other_families_are_the_same_on_every_layout(family, layout, one_device, tmp_path):
+    run = train(OTHERS[family](steps=10), (LAYOUTS | XLA_LAYOUTS)[layout], tmp_path)
+    rounding = 100 if layout in XLA_LAYOUTS else 1
+    assert len(run.rows) == 10
+    assert_close(
+        run, one_device(family, "float64", 10), losses=1e-9 * rounding, weights=1e-8 * rounding
+    )
 
 
 def test_ids_noise_and_augmentation_are_equal_to_the_bit(tmp_path):

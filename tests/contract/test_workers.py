@@ -44,7 +44,7 @@ def workers(tmp_path_factory):
                 subprocess.Popen([*command, str(rank), ports, str(folder)], stdout=log, stderr=log)
             )
     try:
-        codes = [process.wait(timeout=300) for process in gang]
+        codes = [process.wait(timeout=590) for process in gang]
     finally:
         for process in gang:
             process.kill()
@@ -52,6 +52,7 @@ def workers(tmp_path_factory):
     return folder
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", RUNS)
 def test_two_workers_learn_the_same(name, workers, tmp_path):
     """As on several replicas: float64 to the end, float32 for 5 steps, ids and noise to the bit."""
