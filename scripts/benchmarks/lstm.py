@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import pathlib
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
@@ -223,6 +224,11 @@ def measure(line: argparse.Namespace, parameters: Sequence[str]) -> None:
             if framework != "PyTorch":
                 contestants[f"{framework} {precision}"] = contestant(
                     line, framework, settings, precision, parameters
+                )
+            elif torch and not torch.ask(do="try", precision=precision):
+                print(
+                    f"PyTorch has no LSTM of {precision} on this processor: left out",
+                    file=sys.stderr,
                 )
             elif torch:
                 contestants[f"PyTorch {precision}"] = functools.partial(

@@ -2,7 +2,8 @@
 
 usage: pytorch_lstm.py SETTINGS, in JSON: streams, window, vocabulary, embedding, widths, dropout, learning_rate, weight_decay.
 Each line of JSON on stdin is something to do in a precision: {"do": "train", "steps": n}, {"do": "layers", "steps": n} or
-{"do": "product", "side": n}; the answer is its seconds, and those of the processor.
+{"do": "product", "side": n}; the answer is its seconds, and those of the processor. That of {"do": "try"} is whether there is an LSTM
+of the precision.
 """
 
 import json
@@ -91,6 +92,16 @@ class Products:
         torch.mm(self.matrices[precision, side], self.matrices[precision, side])
 
 
+def works(precision: str) -> bool:
+    """Whether there is an LSTM of that precision: of bfloat16, oneDNN has none for processors without AVX-512."""
+    try:
+        with autocast(precision):
+            torch.nn.LSTM(8, 8)(torch.zeros(1, 1, 8))
+    except RuntimeError:
+        return False
+    return True
+
+
 def autocast(precision: str) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
 
@@ -103,6 +114,9 @@ def main() -> None:
     for line in sys.stdin:
         command = json.loads(line)
         what, precision = command["do"], command["precision"]
+        if what == "try":
+            print(json.dumps(works(precision)), flush=True)
+            continue
         if what == "product":
             products.prepare(precision, command["side"])
         elif (what, precision) not in made:
