@@ -76,7 +76,7 @@ ROWS = {
         **GAN,
     ),
     "lstm/shakespeare": Row(
-        metrics=["loss"], reference="1.432 (a plain PyTorch loop of this size and time)"
+        metrics=["loss"], reference="1.432 (a plain PyTorch loop of this size)"
     ),
     "transformer/shakespeare": Row(
         metrics=["loss"],
