@@ -249,7 +249,7 @@ def _records(path: tf.Tensor) -> tf.data.Dataset:
 
 
 def _block(path: bytes, number: int, start: int) -> tuple[np.ndarray, np.int64]:
-    """Records of a shard from a byte on, `[n]`, none at its end, and where they end.
+    """Records of a shard from a byte on with their checksums, `[n]`, none at its end, and where they end.
 
     Args:
       path: of the shard.

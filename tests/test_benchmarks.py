@@ -179,7 +179,7 @@ def test_dcgan(
             data = random.integers(0, 256 if len(shape) > 1 else 10, shape, np.uint8)
             (tmp_path / f"{part}-{kind}-ubyte").write_bytes(head + data.tobytes())
     values = ["STEPS=1", f"DATA='{tmp_path}'", "ConvolutionalEncoder.width=4"]
-    small = [f"--gin_param={value}" for value in values]
+    small = ["--strategy=one_device", *(f"--gin_param={value}" for value in values)]
     decoder = "--gin_param=ConvolutionalDecoder.width=4"
     for name, more in (("classifier/mnist", ()), ("gan/fashion", (decoder,))):
         assert main(["train", name, f"--workdir={tmp_path}/{name}", *small, *more]) == 0
