@@ -28,7 +28,7 @@ def start() -> None:
             "in a checkout, scripts/train does it"
         )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # TensorFlow leaves oneDNN off on processors of AMD, and of Intel without AVX-512, where it is worth a fifth of a step.
+    # TensorFlow leaves oneDNN off on some processors; on one of AMD with AVX2 it is worth a fifth of most steps.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     with without_greetings():
         import tensorflow  # noqa: F401

@@ -93,7 +93,7 @@ class Products:
 
 
 def works(precision: str) -> bool:
-    """Whether there is an LSTM of that precision: of bfloat16, oneDNN has none for processors without AVX-512."""
+    """Whether there is an LSTM of that precision: of bfloat16 there was none on a processor with AVX2 alone."""
     try:
         with autocast(precision):
             torch.nn.LSTM(8, 8)(torch.zeros(1, 1, 8))
