@@ -33,8 +33,8 @@ def packed_corpus(folder: str) -> Corpus:
         16 MiB, of other contents (`scripts/convert verify` compares those of all files); or if the library that made the
         subwords is not installed.
     """
-    index = opened(folder, TEXT)
-    path = pathlib.Path(folder)
+    path = pathlib.Path(folder).expanduser()
+    index = opened(str(path), TEXT)
     tokenizer = load_tokenizer(str(path / TOKENIZER))
     if tokenizer.size != index["vocabulary"]:
         raise DataError(

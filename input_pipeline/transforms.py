@@ -186,7 +186,7 @@ class Flip(_ImageTransform):
     """Mirrors left and right in half of the images."""
 
     def change(self, images: tf.Tensor, noise: Noise) -> tf.Tensor:
-        flipped = noise.uniform([1, 1, 1]) < 0.5
+        flipped = noise.bernoulli(0.5, [1, 1, 1])
         return tf.where(flipped, tf.reverse(images, axis=[2]), images)
 
 

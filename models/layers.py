@@ -39,10 +39,10 @@ class Dropout(keras.layers.Layer):
             return x
         if noise is None:
             raise ValueError(f'"{self.path}" drops at rate {self.rate}: give it noise to train')
-        # Compared before any cast: a uniform number rounded to bfloat16 would shift the rate.
         shape = [1, *x.shape[2:]] if self.same_in_time else x.shape[1:]
-        keep = noise.uniform(shape) >= self.rate
-        return tf.where(keep, x / (1 - self.rate), tf.zeros_like(x))
+        kept = tf.cast(~noise.bernoulli(self.rate, shape), x.dtype)
+        # The factor is multiplied into the mask, so that the gradient is one product.
+        return x * (kept / (1 - self.rate))
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         return tuple(input_shape)

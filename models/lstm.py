@@ -164,7 +164,9 @@ def _recurrence(
                 tf.matmul(_rows(tf.cast(each, dtype)), rows, transpose_a=True)
                 for each in multiplied
             )
-            return tf.transpose(d_x, [1, 0, 2]), *d_kernels, tf.reduce_sum(rows, 0), d_h, d_c
+            # A product is several times as fast as a sum of columns.
+            d_bias = tf.matmul(tf.ones([1, tf.shape(rows)[0]], dtype), rows)[0]
+            return tf.transpose(d_x, [1, 0, 2]), *d_kernels, d_bias, d_h, d_c
 
         return (tf.transpose(outputs, [1, 0, 2]), last), gradient
 

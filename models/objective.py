@@ -47,6 +47,9 @@ class Noise(Protocol):
     def uniform(self, shape: Sequence[int] = ()) -> tf.Tensor:
         """`[rows, *shape]` in the open interval (0, 1)."""
 
+    def bernoulli(self, probability: float, shape: Sequence[int] = ()) -> tf.Tensor:
+        """Bool `[rows, *shape]`, True with this probability."""
+
     def normal(self, shape: Sequence[int] = ()) -> tf.Tensor:
         """`[rows, *shape]`, mean 0, variance 1."""
 

@@ -92,5 +92,5 @@ class Zoneout:
             raise ValueError(
                 f"{layer.name} keeps its state at a rate of {rate}: give it noise to train"
             )
-        drawn = noise(name).uniform([time, layer.units]) < rate
+        drawn = noise(name).bernoulli(rate, [time, layer.units])
         return tf.cast(tf.transpose(drawn, [1, 0, 2]), dtype)

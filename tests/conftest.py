@@ -8,10 +8,11 @@ import sys
 
 import pytest
 
+from trainer import backend
+
 # Before TensorFlow is imported, and for the processes that tests start.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+backend.prepare()
 
 DEVICES = 4
 

@@ -12,6 +12,13 @@ from collections.abc import Iterator
 
 from trainer.exits import MissingPackage
 
+ENVIRONMENT = {
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    # TensorFlow leaves oneDNN off on some processors; on one of AMD with AVX2 it is worth a fifth of most steps.
+    "TF_ENABLE_ONEDNN_OPTS": "1",
+}
+"""What TensorFlow reads when it is imported or started, where the user has not set it."""
+
 # TensorFlow 2.21 says these at every import, whatever TF_CPP_MIN_LOG_LEVEL is.
 GREETINGS = re.compile(rb"before absl::InitializeLog\(\)|oneDNN custom operations are on")
 
@@ -27,11 +34,15 @@ def start() -> None:
             'TensorFlow is not installed: pip install "lockstep-training[cpu]", or [gpu], or [tpu]; '
             "in a checkout, scripts/train does it"
         )
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # TensorFlow leaves oneDNN off on some processors; on one of AMD with AVX2 it is worth a fifth of most steps.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    prepare()
     with without_greetings():
         import tensorflow  # noqa: F401
+
+
+def prepare() -> None:
+    """Sets `ENVIRONMENT`, for this process and those it starts."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 @contextlib.contextmanager

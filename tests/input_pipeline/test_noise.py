@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -14,13 +15,14 @@ from input_pipeline.noise import UPDATES_PER_STEP, Noise
 KINDS = ["bits", "uniform", "normal"]
 
 
-def draw(kind, shape, *, dtype=tf.float32, jit=False, rows=12, first=0, **key):
+def draw(kind, shape, *, dtype=tf.float32, jit=False, rows=12, first=0, probability=None, **key):
     """A draw from a new stream inside a `tf.function`, where `first` is a tensor as it is in a training step."""
+    before = [] if probability is None else [probability]
 
     @tf.function(jit_compile=jit)
     def drawn(first):
         noise = Noise(3, "stream", rows=rows, first=first, dtype=dtype, **key)
-        return getattr(noise, kind)(shape)
+        return getattr(noise, kind)(*before, shape)
 
     return drawn(tf.constant(first, tf.int64)).numpy()
 
@@ -120,6 +122,28 @@ def test_the_ends_of_the_interval_cannot_come_out(monkeypatch):
         np.testing.assert_array_equal(noise.uniform([2]), [[2.0**-24, 1 - 2.0**-24]])
         low, high = noise.normal([2]).numpy()[0]
         assert -5.4 < low < -5.2 and 5.2 < high < 5.4
+
+
+@pytest.mark.parametrize("probability", [0, 2.0**-25, 0.3, 0.5, 0.9, 1 - 2.0**-25, 1])
+def test_bernoulli_is_true_where_a_uniform_number_is_below(monkeypatch, probability):
+    ends = [0, 511, 512, 2**31, 2**32 - 513, 2**32 - 512, 2**32 - 1]
+    edge = max(0, math.ceil(probability * 2**23 - 0.5)) * 512
+    ends += [n for n in (edge - 512, edge - 1, edge, edge + 511) if 0 <= n < 2**32]
+    below = draw("uniform", [1000], dtype=tf.float64) < probability
+    for jit in (False, True):
+        drawn = draw("bernoulli", [1000], jit=jit, probability=probability)
+        np.testing.assert_array_equal(drawn, below)
+    monkeypatch.setattr(Noise, "_padded_bits", lambda *_: tf.constant([ends], tf.uint32))
+    noise = Noise(0, "ends", rows=1, dtype=tf.float64)
+    np.testing.assert_array_equal(
+        noise.bernoulli(probability, [len(ends)]), noise.uniform([len(ends)]) < probability
+    )
+
+
+def test_a_probability_out_of_range_is_refused():
+    for probability in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=rf"the probability is {probability}: it must be"):
+            Noise(0, "a", rows=1).bernoulli(probability)
 
 
 def test_distributions():

@@ -83,6 +83,18 @@ def test_files_of_a_folder_are_joined_in_order(folder):
     assert decoded(text_files("book", validation=0.0)) == {"train": "ten\ntwo\na"}
 
 
+def test_paths_may_begin_with_the_home(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "home.txt").write_text("abcab" * 20)
+    (folder / "home").mkdir()
+    (folder / "home" / "one.txt").write_text("ba" * 20)
+    corpus = text_files("~/home", validation="~/home.txt", extra_characters="c")
+    assert {name: len(part) for name, part in corpus.parts.items()} == {
+        "train": 40,
+        "validation": 100,
+    }
+
+
 def test_columns_of_tables(folder):
     (folder / "tables").mkdir()
     (folder / "tables/2.csv").write_text('id,text\n1,"b, c"\n2,d\n')
