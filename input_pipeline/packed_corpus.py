@@ -7,6 +7,7 @@ index.json                            format and version, vocabulary's size, and
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 
@@ -33,7 +34,7 @@ def packed_corpus(folder: str) -> Corpus:
         16 MiB, of other contents (`scripts/convert verify` compares those of all files); or if the library that made the
         subwords is not installed.
     """
-    path = pathlib.Path(folder).expanduser()
+    path = pathlib.Path(os.path.expanduser(folder))
     index = opened(str(path), TEXT)
     tokenizer = load_tokenizer(str(path / TOKENIZER))
     if tokenizer.size != index["vocabulary"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -73,9 +74,9 @@ def _builder(name: str, data_dir: str | None) -> Any:
         raise DataError(
             f'TensorFlow Datasets is not installed ({error}): pip install -e ".[datasets]"'
         ) from None
-    folder = str(pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser())
+    folder = str(pathlib.Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)))
     try:
-        version = pathlib.Path(name).expanduser()
+        version = pathlib.Path(os.path.expanduser(name))
         if (version / "features.json").is_file():
             return tfds.builder_from_directory(version)
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=folder)

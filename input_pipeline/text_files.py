@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -110,7 +111,7 @@ def files_of(path: str, suffixes: Sequence[str] = (".txt",)) -> list[pathlib.Pat
     Raises:
       DataError: if a folder has none.
     """
-    folder = pathlib.Path(path).expanduser()
+    folder = pathlib.Path(os.path.expanduser(path))
     if not folder.is_dir():
         return [folder]
     files = sorted(file for file in folder.iterdir() if file.suffix in suffixes)
@@ -151,7 +152,7 @@ def _make_tokenizer(
         if vocabulary is None:
             raise ValueError("vocabulary is None: say how many subwords, such as 8192")
         return (Subwords if tokens == "subwords" else SentencePieces).of(text, vocabulary)
-    if tokens.endswith((".json", ".model")) or pathlib.Path(tokens).expanduser().is_dir():
+    if tokens.endswith((".json", ".model")) or os.path.isdir(os.path.expanduser(tokens)):
         return load_tokenizer(tokens)
     raise ValueError(
         f'tokens is "{tokens}": choose one of {", ".join(TOKENS)}, or the path of a tokenizer.json or '
@@ -166,7 +167,7 @@ def load_tokenizer(path: str) -> Tokenizer:
     Raises:
       DataError: if it cannot be read, is none, or the library for it is not installed.
     """
-    file = pathlib.Path(path).expanduser()
+    file = pathlib.Path(os.path.expanduser(path))
     if file.is_dir():
         names = [n for n in ("tokenizer.json", "tokenizer.model") if (file / n).exists()]
         if not names:

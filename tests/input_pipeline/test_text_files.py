@@ -93,6 +93,8 @@ def test_paths_may_begin_with_the_home(folder, monkeypatch):
         "train": 40,
         "validation": 100,
     }
+    with pytest.raises(DataError, match="~nobody-of-that-name/text cannot be read"):
+        text_files("~nobody-of-that-name/text")
 
 
 def test_columns_of_tables(folder):
