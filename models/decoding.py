@@ -108,9 +108,11 @@ class Decoding:
     def begin(self, network: TokenNetwork, noise: Noise) -> State:
         """After the prompt: what `go_on` needs to draw the first token."""
         prompt = tf.tile(tf.constant([self.prompt], tf.int32), [noise.rows, 1])
-        logits, of_network = network(
-            prompt, network.start(noise.rows, len(self.prompt) + self.length)
-        )
+        of_network = network.start(noise.rows, len(self.prompt) + self.length)
+        if len(self.prompt) > 1:
+            # Logits of all rows, places and tokens may not fit: what is not used is not computed.
+            _, of_network = network(prompt[:, :-1], of_network)
+        logits, of_network = network(prompt[:, -1:], of_network)
         state = {"place": tf.constant(0), "logits": logits[:, -1], "network": of_network}
         if self.repetition_penalty != 1:
             state["seen"] = tf.reduce_any(tf.one_hot(prompt, logits.shape[2], True, False), 1)

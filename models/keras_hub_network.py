@@ -122,7 +122,8 @@ class KerasHubNetwork(keras.layers.Layer):
         known = tf.where(there, new, state["tokens"])
         # No token sees those after it, so what fills the rest does not matter.
         logits = self._logits(known, training)
-        logits = tf.slice(logits, [0, position, 0], [-1, time, -1])
+        size = [tf.shape(logits)[0], time, self.vocabulary]
+        logits = tf.slice(logits, [0, position, 0], size)
         return logits, {"tokens": known, "position": position + time}
 
     def _logits(self, tokens: tf.Tensor, training: bool) -> tf.Tensor:

@@ -50,7 +50,6 @@ class LanguageModel:
     ):
         self.vocabulary = _vocabulary(element_spec)
         decoding.check(self.vocabulary)
-        self.streamed = "begins" in element_spec
         self.window = element_spec["tokens"].shape[0] - 1
         self.network_factory = network
         self.decoding = decoding
@@ -89,16 +88,19 @@ class LanguageModel:
 
     def evaluate(self, batch: Batch, noise: Noise, step: tf.Tensor) -> Metrics:
         """Of each place in a window, `[b, window]`: "nats", "right" and "targets", for `summary`; "characters", `[b]`, how many
-        these stand for, if the data say so; and the carried state."""
+        these stand for, if the data say so; "alone", ones `[b]`, if no state is carried; and the carried state."""
         nats, right, targets, carried = self._predict(batch, noise, training=False)
         metrics = {"nats": nats, "right": right, "targets": targets}
         if "characters" in batch:
             metrics["characters"] = tf.cast(batch["characters"], nats.dtype)
+        if not carried:
+            metrics["alone"] = tf.ones_like(nats[:, 0])
         return metrics | carried
 
     def summary(self, means: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Of all targets together: "loss" in nats a token, "perplexity", its exponential, "accuracy", the share of targets that
-        were the likeliest token, and "bits_per_character", if the data say how many characters the targets stand for.
+        were the likeliest token, and "nats_per_character" and "bits_per_character", if the data say how many characters the
+        targets stand for.
 
         Of windows that begin with no state also the loss at places 1, 2, 4, … in nats, "loss_at_1" and so on.
         """
@@ -110,19 +112,21 @@ class LanguageModel:
             "accuracy": right.sum() / targets.sum(),
         }
         if "characters" in means:
-            metrics["bits_per_character"] = nats.sum() / means["characters"] / math.log(2)
-        if not (self.streamed and self.carry):
+            metrics["nats_per_character"] = nats.sum() / means["characters"]
+            metrics["bits_per_character"] = metrics["nats_per_character"] / math.log(2)
+        if "alone" in means:
             places = [2**i for i in range(len(nats).bit_length())]
-            metrics |= {f"loss_at_{place}": nats[place - 1] for place in places}
+            at = nats / targets
+            metrics |= {f"loss_at_{place}": at[place - 1] for place in places}
         return metrics
 
     @property
     def end(self) -> int | None:
         return self.decoding.end
 
-    @property
-    def length(self) -> int:
-        return self.decoding.length
+    def length(self, prompt: Sequence[int] | None = None) -> int:
+        """Those of the decoding, or as many as the network's context has room for after the prompt."""
+        return self._decoding(prompt).length
 
     @property
     def streams(self) -> bool:
@@ -136,8 +140,10 @@ class LanguageModel:
     def begin(self, noise: Noise, prompt: Sequence[int] | None = None) -> State:
         return self._decoding(prompt).begin(self.network, noise)
 
-    def go_on(self, noise: Noise, state: State, count: int) -> tuple[tf.Tensor, State]:
-        return self.decoding.go_on(self.network, noise, state, count)
+    def go_on(
+        self, noise: Noise, state: State, count: int, prompt: Sequence[int] | None = None
+    ) -> tuple[tf.Tensor, State]:
+        return self._decoding(prompt).go_on(self.network, noise, state, count)
 
     def _charts(self, batch: Batch) -> tuple[tf.Tensor, dict[str, dict[str, tf.Tensor]]]:
         # The tokens before those that are shown are read too.
@@ -149,10 +155,22 @@ class LanguageModel:
         }
 
     def _decoding(self, prompt: Sequence[int] | None) -> Decoding:
-        """With this prompt if there is one."""
+        """With this prompt if there is one, as long as the context has room.
+
+        Raises:
+          ValueError: if it has no room, or the prompt is no text of the vocabulary.
+        """
         if prompt is None:
             return self.decoding
-        decoding = dataclasses.replace(self.decoding, prompt=tuple(prompt))
+        context, length = self.network.context, self.decoding.length
+        if context is not None:
+            length = min(length, context - len(prompt))
+            if length < 1:
+                raise ValueError(
+                    f"the prompt has {len(prompt)} tokens, and the network's context is {context}: give a prompt of "
+                    f"{context - 1} or less"
+                )
+        decoding = dataclasses.replace(self.decoding, prompt=tuple(prompt), length=length)
         decoding.check(self.vocabulary)
         return decoding
 

@@ -205,28 +205,29 @@ class Writing(Protocol):
     def end(self) -> int | None:
         """The token with which a sample ends, and which fills it up to its length; None if none does."""
 
-    @property
-    def length(self) -> int:
-        """Tokens of a sample, its prompt not among them."""
+    def length(self, prompt: Sequence[int] | None = None) -> int:
+        """Tokens of a sample after a prompt, or its own, which is not among them.
+
+        Raises:
+          ValueError: if it cannot go on from the prompt.
+        """
 
     @property
     def streams(self) -> bool:
         """Whether the first tokens of a sample are known before the last."""
 
     def sample(self, noise: Noise, prompt: Sequence[int] | None = None) -> tf.Tensor:
-        """As `Objective.sample`, int32 `[rows, length]`, after a prompt of one or more tokens in place of its own.
-
-        Raises:
-          ValueError: if it cannot go on from the prompt.
-        """
+        """As `Objective.sample`, int32 `[rows, length(prompt)]`, after a prompt of one or more tokens in place of its own."""
 
     def begin(self, noise: Noise, prompt: Sequence[int] | None = None) -> State:
         """The state of samples before their first tokens; only where it streams."""
 
-    def go_on(self, noise: Noise, state: State, count: int) -> tuple[tf.Tensor, State]:
+    def go_on(
+        self, noise: Noise, state: State, count: int, prompt: Sequence[int] | None = None
+    ) -> tuple[tf.Tensor, State]:
         """The next tokens, int32 `[rows, count]`, with zeros after the last, and the state after them; only where it streams.
 
-        The parts of a sample are those of `sample` on the same noise.
+        The parts of a sample are those of `sample` on the same noise, after the prompt with which it began.
         """
 
 

@@ -25,10 +25,18 @@ PICTURED = 8
 
 
 class Sampling:
-    """Draws samples; sample i depends on the weights, the seed and i alone."""
+    """Draws samples; sample i depends on the weights, the seed and i alone.
 
-    def __init__(self, objective: Objective, batches: Batches, step: Step) -> None:
+    Args:
+      objective: what draws them.
+      batches: of which the source decodes them.
+      step: gives their noise.
+      xla: whether XLA compiles the drawing.
+    """
+
+    def __init__(self, objective: Objective, batches: Batches, step: Step, xla: bool) -> None:
         self._objective, self._batches, self._step = objective, batches, step
+        self._xla = xla
         self._pictured: Callable | None = getattr(objective, "pictures", None)
         self._charted: Callable | None = getattr(objective, "charts", None)
 
@@ -65,19 +73,21 @@ class Sampling:
         objective: Any = self._objective
         tokens = self._tokens(prompt)
         state = self._begin(seed, tokens)
+        length = objective.length(tokens)
         drawn = np.zeros([1, 0], np.int32)
-        while drawn.shape[1] < objective.length and objective.end not in drawn:
-            part, state = self._go_on(seed, state)
-            drawn = np.concatenate([drawn, part.numpy()], 1)[:, : objective.length]
+        while drawn.shape[1] < length and objective.end not in drawn:
+            part, state = self._go_on(seed, state, tokens)
+            drawn = np.concatenate([drawn, part.numpy()], 1)[:, :length]
             yield self._decode(drawn, tokens or ())[0]
 
     def _tokens(self, prompt: str | None) -> tuple[int, ...] | None:
         if prompt is None:
             return None
+        objective: Any = self._objective
         encode = getattr(self._batches.source, "encode", None)
-        if encode is None or not hasattr(self._objective, "begin"):
+        if encode is None or not hasattr(objective, "begin"):
             raise UsageError(
-                f"{type(self._objective).__name__} goes on from no prompt: leave it out, it is for models that draw texts"
+                f"{type(objective).__name__} goes on from no prompt: leave it out, it is for models that draw texts"
             )
         try:
             tokens = tuple(int(token) for token in encode(prompt))
@@ -85,6 +95,10 @@ class Sampling:
             raise UsageError(f"the prompt cannot be encoded: {error}") from error
         if not tokens:
             raise UsageError(f"the prompt {prompt!r} has no tokens: give more, or leave it out")
+        try:
+            objective.length(tokens)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         return tokens
 
     def _decode(self, samples: np.ndarray, prompt: Sequence[int]) -> Any:
@@ -148,23 +162,21 @@ class Sampling:
             noise = self._noise(seed, rows, first)
             return sample(noise) if prompt is None else sample(noise, prompt)
 
-        return tf.function(draw, autograph=False)
+        return self._compiled(draw)
 
     @functools.cached_property
     def _begin(self) -> Callable:
         objective: Any = self._objective
-        return tf.function(
-            lambda seed, prompt: objective.begin(self._noise(seed), prompt), autograph=False
-        )
+        return self._compiled(lambda seed, prompt: objective.begin(self._noise(seed), prompt))
 
     @functools.cached_property
     def _go_on(self) -> Callable:
         objective: Any = self._objective
 
-        def go_on(seed: int, state: State) -> tuple[tf.Tensor, State]:
-            return objective.go_on(self._noise(seed), state, STREAMED)
+        def go_on(seed: int, state: State, prompt: Sequence[int] | None) -> tuple[tf.Tensor, State]:
+            return objective.go_on(self._noise(seed), state, STREAMED, prompt)
 
-        return tf.function(go_on, autograph=False)
+        return self._compiled(go_on)
 
     @functools.cached_property
     def _chart(self) -> Callable:
@@ -181,3 +193,6 @@ class Sampling:
             return pictured(self._step.cast(batch), self._step.noise("pictures", rows=rows))
 
         return tf.function(show, autograph=False)
+
+    def _compiled(self, function: Callable) -> Callable:
+        return tf.function(function, jit_compile=self._xla, autograph=False)

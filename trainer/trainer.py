@@ -104,7 +104,7 @@ class Trainer:
         self.evaluation = Evaluation(
             self.objective, self.batches, self.step, self.cluster, self.layout
         )
-        self._sampling = Sampling(self.objective, self.batches, self.step)
+        self._sampling = Sampling(self.objective, self.batches, self.step, xla=self.cluster.xla)
         self._check_best_metric()
         if experiment.samples:
             self._sampling.check()

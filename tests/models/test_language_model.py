@@ -168,6 +168,19 @@ def test_bits_per_character_are_those_of_all_together():
     metrics = model.summary({name: value.numpy().mean(0) for name, value in found.items()})
     expected = ROWS * WINDOW * np.log2(VOCABULARY) / characters.sum()
     np.testing.assert_allclose(metrics["bits_per_character"], expected, rtol=1e-12)
+    nats = expected * np.log(2)
+    np.testing.assert_allclose(metrics["nats_per_character"], nats, rtol=1e-12)
+
+
+def test_losses_at_places_are_those_of_the_targets_there():
+    """Where windows are not full, and in all when nothing is carried."""
+    model = build()
+    model.network.kernel.assign(tf.zeros_like(model.network.kernel))
+    targets = np.array([6, 1, 3, 6, 2, 4, 5, 6], np.int32)
+    found = model.evaluate(batch() | {"targets": tf.constant(targets)}, noise(), STEP)
+    metrics = model.summary({name: value.numpy().mean(0) for name, value in found.items()})
+    for name in ("loss", "loss_at_1", "loss_at_2", "loss_at_4"):
+        np.testing.assert_allclose(metrics[name], np.log(VOCABULARY), rtol=1e-12)
 
 
 def test_windows_with_carried_state_are_one_long_pass():
@@ -199,14 +212,37 @@ def test_windows_with_carried_state_are_one_long_pass():
     assert metrics.keys() == {"loss", "perplexity", "accuracy"}
 
 
-def test_the_logits_against_numpy():
-    """Two layers, untied; the LSTM layer itself is tested against NumPy elsewhere."""
-    network = spread(build()).network
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_logits_against_numpy(tied):
+    """Two layers; the LSTM layer itself is tested against NumPy elsewhere."""
+    network = spread(build(tied=tied)).network
+    network.bias.assign(np.arange(VOCABULARY) / 10)
     x = network.table.numpy()[TOKENS]
     for layer in network.layers:
         x = layer(x)[0].numpy()
-    expected = x @ network.kernel.numpy() + network.bias.numpy()
+    kernel = network.table.numpy().T if tied else network.kernel.numpy()
+    expected = x @ kernel + network.bias.numpy()
     np.testing.assert_allclose(network(TOKENS)[0], expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("variational", [False, True])
+def test_dropout_is_before_between_and_behind_the_layers(variational):
+    """By the masks themselves, which are the same at all times if it is variational (Gal & Ghahramani 2016)."""
+    rate, network = 0.3, spread(build(dropout=0.3, variational=variational)).network
+    drawn = noise()
+
+    def dropped(i, x):
+        times = 1 if variational else WINDOW + 1
+        kept = ~drawn(f"network/dropout_{i}").bernoulli(rate, [times, x.shape[2]]).numpy()
+        assert 0.5 < np.mean(kept) < 0.9
+        return x * kept / (1 - rate)
+
+    x = dropped(0, network.table.numpy()[TOKENS])
+    for i, layer in enumerate(network.layers, 1):
+        x = dropped(i, layer(x)[0].numpy())
+    expected = x @ network.kernel.numpy() + network.bias.numpy()
+    logits, _ = network(TOKENS, noise=noise()("network"), training=True)
+    np.testing.assert_allclose(logits, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_no_logit_sees_its_target():

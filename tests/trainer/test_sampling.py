@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
+from unittest import mock
 
 import numpy as np
 import PIL.Image
@@ -14,6 +16,7 @@ from input_pipeline.text import TextWindows
 from models.decoding import Decoding
 from models.language_model import LanguageModel
 from models.lstm_network import LSTMNetwork
+from models.transformer_network import TransformerNetwork
 from tests.trainer.objectives import ONE, TWO, Regression, experiment, points, quiet
 from trainer.exits import UsageError
 from trainer.heat_maps import heat_maps
@@ -52,11 +55,11 @@ def test_many_samples_are_drawn_in_parts(monkeypatch):
 LETTERS = "abcdefgh \n"
 
 
-def writer(hardware=ONE, **decoding):
+def writer(hardware=ONE, network=None, **decoding):
     """A language model that was not trained."""
     tokenizer = Characters(LETTERS)
     source = TextWindows(Corpus({"train": tokenizer.encode(LETTERS * 9)}, tokenizer), window=8)
-    network = functools.partial(LSTMNetwork, embedding=4, widths=(6,))
+    network = network or functools.partial(LSTMNetwork, embedding=4, widths=(6,))
     decoding = Decoding(**{"length": 37} | decoding)
     objective = functools.partial(LanguageModel, network=network, decoding=decoding)
     return quiet(experiment(objective, source, steps=1, seed=5, global_batch=4), hardware)
@@ -132,6 +135,30 @@ def test_a_text_ends_with_its_end():
         drawn, _, rest = longer[3:].partition("\n")
         assert text == longer[:3] + drawn + ("\n" if rest or longer[-1] == "\n" else "")
     assert len({len(text) for text in texts}) > 3
+
+
+def test_texts_end_where_the_context_does():
+    transformer = functools.partial(TransformerNetwork, layers=1, heads=2, width=8, context=40)
+    trainer = writer(network=transformer)
+    assert [len(text) for text in trainer.sample(2)] == [37, 37]
+    texts = trainer.sample(2, prompt="head feed")
+    assert [len(text) for text in texts] == [40, 40]
+    assert list(trainer.stream(seed=5, prompt="head feed"))[-1] == texts[0]
+    assert len(trainer.sample(1, prompt="b" * 39)[0]) == 40
+    said = "the prompt has 40 tokens, and the network's context is 40: give a prompt of 39 or less"
+    for draw in (trainer.sample, lambda _, prompt: list(trainer.stream(5, prompt))):
+        with pytest.raises(UsageError, match=said):
+            draw(1, prompt="b" * 40)
+
+
+def test_xla_compiles_the_drawing_once():
+    """For all of its parts, and draws the same."""
+    compiled = writer(dataclasses.replace(ONE, xla="on"))
+    with mock.patch("trainer.sampling.CHUNK", 4):
+        texts = compiled.sample(8, prompt="a")
+    assert texts == writer().sample(8, prompt="a")
+    draw = compiled._sampling._draw
+    assert draw.function_spec.jit_compile and draw.experimental_get_tracing_count() == 1
 
 
 def test_searched_texts_do_not_grow():
