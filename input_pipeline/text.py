@@ -75,9 +75,10 @@ class Text:
 
 
 class TextWindows(Text):
-    """Windows of a text, one every `stride` tokens, in any order; what is left at the end is not read.
+    """Windows of a text, one every `stride` tokens, in any order; what is left at the end is not read, unless `whole`.
 
-    Features: "tokens", int32 `[window + 1]`: `window` inputs, and as targets the same moved on by one; "characters", see `Text`.
+    Features: "tokens", int32 `[window + 1]`: `window` inputs, and as targets the same moved on by one; "characters", see `Text`;
+    if `whole`, "targets", int32, how many of those after the first are there, fewer than `window` at the end of the text.
 
     Args:
       corpus: the text.
@@ -85,25 +86,43 @@ class TextWindows(Text):
       window: tokens to predict in one example.
       stride: from the start of a window to the next. With `window`, the default, each token but the first is a target
         once.
+      whole: whether what is left at the end is a window too, of which only the beginning is there: to evaluate.
 
     Raises:
       DataError: if the part is not there, or shorter than one window.
     """
 
     def __init__(
-        self, corpus: Corpus, part: str = "train", window: int = 64, stride: int | None = None
+        self,
+        corpus: Corpus,
+        part: str = "train",
+        window: int = 64,
+        stride: int | None = None,
+        whole: bool = False,
     ) -> None:
         super().__init__(corpus, part, window)
         self.stride = window if stride is None else stride
         if self.stride < 1:
             raise ValueError(f"stride is {stride}: it must be at least 1")
+        if whole and self.stride != window:
+            raise ValueError(
+                f"stride is {stride} and window {window}: leave the stride out, or whole, with which each token is a target once"
+            )
+        self.whole = whole
+        if whole:
+            self.element_spec = {**self.element_spec, "targets": Feature((), "int32")}
 
     def __len__(self) -> int:
-        return (len(self._arrays) - self.window - 1) // self.stride + 1
+        left = self.stride - 1 if self.whole else 0
+        return (len(self._arrays) - self.window - 1 + left) // self.stride + 1
 
     def read(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
         """The windows of `ids` (int64 `[n]`)."""
-        return self._windows(ids * self.stride)
+        starts = ids * self.stride
+        if not self.whole:
+            return self._windows(starts)
+        targets = tf.cast(tf.minimum(len(self._arrays) - 1 - starts, self.window), tf.int32)
+        return {**self._windows(starts, targets), "targets": targets}
 
 
 class TextStreams(Text):

@@ -52,8 +52,10 @@ class Layout:
         )
 
 
-def batch_layout(global_batch: int, replicas: int, microbatch: int | None) -> Layout:
-    """Lays a global batch over replicas.
+def batch_layout(
+    global_batch: int, replicas: int, microbatch: int | None, streams: int = 0
+) -> Layout:
+    """Lays a global batch over replicas; of a source whose examples are of streams it must have as many.
 
     Raises:
       ConfigError: if it does not divide.
@@ -64,7 +66,7 @@ def batch_layout(global_batch: int, replicas: int, microbatch: int | None) -> La
         fitting = max(r for r in range(1, replicas + 1) if global_batch % r == 0)
         raise ConfigError(
             f"global_batch {global_batch} is not divisible by {_replicas(replicas)}: "
-            f"use {_replicas(fitting)}, or a global_batch of {sizes}"
+            f"use {_replicas(fitting)}, or a global_batch{' and streams' if streams else ''} of {sizes}"
         )
     local = global_batch // replicas
     microbatch = local if microbatch is None else microbatch

@@ -79,7 +79,10 @@ class Trainer:
         self.cluster: Cluster = connect(self.hardware, note)
         self.strategy = self.cluster.strategy
         self.layout = batch_layout(
-            experiment.global_batch, self.cluster.replicas, self.hardware.microbatch
+            experiment.global_batch,
+            self.cluster.replicas,
+            self.hardware.microbatch,
+            streams=streams_of(experiment.source),
         )
         self.precision = PRECISIONS[experiment.precision]
         self.batches = experiment.batches()

@@ -43,6 +43,19 @@ def test_by_default_each_token_but_the_first_is_a_target_once():
     np.testing.assert_array_equal(np.ravel(targets), np.arange(1, 25))
 
 
+@pytest.mark.parametrize("tokens", [9, 16, 17, 18, 24, 25])
+def test_a_whole_text_ends_with_a_window_in_part(tokens):
+    source = TextWindows(letters(tokens), window=8, whole=True)
+    assert source.element_spec["targets"] == Feature((), "int32")
+    read = read_all(source)
+    assert len(source) == -(-(tokens - 1) // 8) and read["targets"].min() > 0
+    found = [row[1 : 1 + n] for row, n in zip(read["tokens"], read["targets"], strict=True)]
+    np.testing.assert_array_equal(np.concatenate(found), np.arange(1, tokens))
+    np.testing.assert_array_equal(read["characters"], read["targets"])
+    with pytest.raises(ValueError, match="stride is 2 and window 8: leave the stride out, or whol"):
+        TextWindows(letters(25), window=8, stride=2, whole=True)
+
+
 def test_a_text_shorter_than_a_window():
     assert len(TextWindows(corpus("abcd"), window=3)) == 1
     with pytest.raises(DataError, match="has 3 tokens, but one window of 3 needs 4"):

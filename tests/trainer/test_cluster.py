@@ -91,6 +91,11 @@ def test_a_batch_that_does_not_divide(global_batch, replicas, microbatch, line):
     assert str(error.value) == line
 
 
+def test_streams_must_be_as_many_as_the_batch():
+    with pytest.raises(ConfigError, match=r"use 1 replica, or a global_batch and streams of 2$"):
+        batch_layout(1, 2, None, streams=1)
+
+
 # ---------------------------------------------------------------------- devices of this machine
 
 
