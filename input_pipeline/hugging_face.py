@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +33,7 @@ class HuggingFaceFolder:
     """
 
     def __init__(self, path: str) -> None:
-        folder = pathlib.Path(path)
+        folder = pathlib.Path(os.path.expanduser(path))
         self.place = path
         if not folder.is_dir():
             raise DataError(f"{path} is no folder: name one that has config.json and {TENSORS}")
@@ -62,6 +63,10 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
         names = _read_json(folder / INDEX).get("weight_map")
         if not isinstance(names, dict) or not names:
             raise DataError(f"{folder / INDEX} has no weight_map: save the model again")
+        if not all(isinstance(name, str) for name in names.values()):
+            raise DataError(
+                f"{folder / INDEX} has a weight_map of no file names: save the model again"
+            )
         return [folder / pathlib.Path(name).name for name in sorted(set(names.values()))]
     pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
     if pickles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from typing import Any
 
@@ -19,7 +20,7 @@ class KerasHubPreset:
     """
 
     def __init__(self, preset: str) -> None:
-        self.place = preset
+        self.place = os.path.expanduser(preset)
 
     def load(self) -> tuple[keras.Model, float]:
         """The model under the policy of precision in force, in which nothing is dropped; and the largest rate that it had.

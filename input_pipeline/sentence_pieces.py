@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.batches import DataError
-from input_pipeline.tokenization import LINE_END, cut, starts
+from input_pipeline.tokenization import LINE_END, PIECE, cut, starts
 
-LONGEST_LINE = 1 << 20
-"""Bytes; longer lines are not learnt from."""
+LONGEST_LINE = 4 * PIECE
+"""Bytes of what is learnt from at once."""
 
 
 class SentencePieces:
@@ -57,7 +57,7 @@ class SentencePieces:
         library, model = _library(), io.BytesIO()
         try:
             library.SentencePieceTrainer.Train(
-                sentence_iterator=iter([line for line in text.split("\n") if line]),
+                sentence_iterator=(part for line in text.split("\n") for part in cut(line)),
                 model_writer=model,
                 vocab_size=size,
                 hard_vocab_limit=False,

@@ -232,18 +232,18 @@ def _check_characters(tokenizer: Characters, texts: Mapping[str, str]) -> None:
         missing = "".join(sorted(set(text) - known))
         if missing:
             raise DataError(
-                f'part "{name}" has {len(missing)} characters that the vocabulary lacks, '
-                f"{missing[:NAMED]!r}{'…' * (len(missing) > NAMED)}: add them by extra_characters, or choose "
+                f"the vocabulary lacks {missing[:NAMED]!r}{'…' * (len(missing) > NAMED)}, "
+                f'{len(missing)} of the characters of part "{name}": add them by extra_characters, or choose '
                 'tokens = "bytes"'
             )
 
 
 def _end_of_line(text: str, place: int) -> int:
-    """The first end of a line from a place on; without one the first white space, or the place."""
+    """The first end of a line from a place on, but not that of the text; without one the first white space, or the place."""
     if place in (0, len(text)):
         return place
     for pattern in ("\n", r"\s"):
-        found = re.compile(pattern).search(text, place - 1)
+        found = re.compile(pattern).search(text, place - 1, len(text) - 1)
         if found:
             return found.end()
     return place

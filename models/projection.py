@@ -63,14 +63,6 @@ class Projection(keras.layers.Dense):
         x = self.dropout(x, noise=noise, training=training)
         return y + keras.ops.matmul(keras.ops.matmul(x, self.a) * self.lora.factor, self.b)
 
-    def merged(self) -> tf.Tensor:
-        """The one W `[inputs, units]` that does the same when nothing is dropped."""
-        kernel = tf.convert_to_tensor(self.kernel)
-        if self.lora is None:
-            return kernel
-        change = tf.matmul(tf.convert_to_tensor(self.a), tf.convert_to_tensor(self.b))
-        return kernel + self.lora.factor * change
-
 
 def child(noise: Noise | None, name: str, training: bool) -> dict[str, Any]:
     """The arguments of a part's call that say how it drops."""

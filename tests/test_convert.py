@@ -163,6 +163,7 @@ LINES = "".join(f"line {i} of the text, naïvely\n" for i in range(200))
         ("--tokens=words --vocabulary=20 --test=0.1", "words", 20),
         ("--column=text", "characters", None),
         ("--tokens=subwords --vocabulary=300 --validation=other --test=0", "subwords", 300),
+        ("--tokens=sentencepiece --vocabulary=300", "sentencepiece", 300),
     ],
 )
 def test_texts(arguments, tokens, vocabulary, tmp_path, conversion, monkeypatch, capsys):

@@ -301,8 +301,11 @@ def _check_files(mode: str, configs: Sequence[str], value: Mapping[str, Any]) ->
         raise UsageError(f"no --workdir: say where the run is kept, such as --workdir=runs/{name}")
     if mode != "train" and configs:
         raise UsageError(f"{mode} reads the configuration of the workdir: remove {configs[0]}")
-    if value["prompt"] == "":
+    prompt = value["prompt"]
+    if prompt == "":
         raise UsageError("--prompt is empty: give a text, or leave it out")
+    if prompt and prompt.encode(errors="replace").decode() != prompt:
+        raise UsageError(f"--prompt={prompt!a} is not in UTF-8: give it so")
     checkpoint = value["checkpoint"]
     if checkpoint not in ("last", "best") and not checkpoint.isdecimal():
         raise UsageError(f"--checkpoint={checkpoint}: choose last, best or the number of a step")

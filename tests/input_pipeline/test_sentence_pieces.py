@@ -9,7 +9,7 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
-from input_pipeline import tokenization
+from input_pipeline import sentence_pieces, tokenization
 from input_pipeline.batches import DataError
 from input_pipeline.packed_corpus import pack_corpus, packed_corpus
 from input_pipeline.sentence_pieces import SentencePieces
@@ -56,6 +56,15 @@ def test_nothing_is_lost(learnt):
 
 def test_it_is_learnt_the_same_each_time(learnt):
     assert SentencePieces.of(TEXT, 400).to_json() == learnt.to_json()
+
+
+def test_long_lines_are_learnt_from_in_parts(monkeypatch):
+    monkeypatch.setattr(tokenization, "PIECE", 500)
+    monkeypatch.setattr(sentence_pieces, "LONGEST_LINE", 2000)
+    line = TEXT.replace("\n", " ")
+    assert len(line) > 2000
+    learnt = SentencePieces.of(line, 400)
+    assert 256 + 2 < learnt.size <= 400 and learnt.decode(learnt.encode(TEXT)) == TEXT
 
 
 def test_a_text_is_encoded_in_pieces_as_at_once(learnt, monkeypatch):

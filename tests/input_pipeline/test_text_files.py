@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.batches import DataError
-from input_pipeline.text_files import load_tokenizer, text_files
+from input_pipeline.text_files import load_tokenizer, read_texts, text_files
 from tests.models.tiny_gpt2 import END, TinyGPT2
 
 LINES = "".join(f"line {i} of the text\n" for i in range(50))
@@ -54,6 +54,27 @@ def test_one_line_is_cut_at_white_space(folder):
     np.testing.assert_array_equal(corpus.part("validation"), [1, 1, 1])
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("aa bbbb cccc dddd ee ff\n", ["aa bbbb cccc ", "dddd ee ff\n"]),
+        ("aa\nbbbb cccc dddd ee ff\n", ["aa\nbbbb cccc ", "dddd ee ff\n"]),
+        ("aa\nbbbb cccc\ndddd\nee\n", ["aa\nbbbb cccc\n", "dddd\nee\n"]),
+    ],
+)
+def test_the_end_of_the_text_is_not_where_it_is_cut(text, parts, folder):
+    (folder / "one.txt").write_text(text)
+    assert list(read_texts("one.txt", "words", 0.5, 0.0, None).values()) == parts
+
+
+def test_the_last_test_may_have_a_file_of_its_own(folder):
+    (folder / "last.txt").write_text("text 7\n")
+    corpus = text_files("whole.txt", validation=0.1, test="last.txt")
+    assert decoded(corpus)["test"] == "text 7\n"
+    whole = read_texts("whole.txt", "characters", 0.1, 0.0, None)
+    assert {name: text for name, text in decoded(corpus).items() if name != "test"} == whole
+
+
 def test_the_vocabulary_is_that_of_the_training_part(folder):
     (folder / "held out.txt").write_text("line 7 of another\n")
     corpus = text_files("whole.txt", "words", 7, validation="held out.txt", test=0.1)
@@ -69,7 +90,7 @@ def test_a_character_that_training_lacks_is_named(folder):
     with pytest.raises(DataError) as error:
         text_files("whole.txt", validation="held out.txt")
     assert str(error.value) == (
-        "part \"validation\" has 2 characters that the vocabulary lacks, 'é€': add them by extra_characters, or choose "
+        "the vocabulary lacks 'é€', 2 of the characters of part \"validation\": add them by extra_characters, or choose "
         'tokens = "bytes"'
     )
     corpus = text_files("whole.txt", validation="held out.txt", extra_characters="€é")
@@ -112,7 +133,9 @@ def test_a_tokenizer_of_another_corpus(folder):
     for name, part in first.parts.items():
         np.testing.assert_array_equal(again.part(name), part)
     (folder / "tokenizer.json").write_text('{"tokens": "characters", "vocabulary": "lin"}')
-    with pytest.raises(DataError, match='part "train" has 18 characters that the vocabulary lacks'):
+    with pytest.raises(
+        DataError, match=r'the vocabulary lacks .* 18 of the characters of part "train"'
+    ):
         text_files("whole.txt", "tokenizer.json")
 
 

@@ -128,6 +128,7 @@ MISTAKES = {
     "train x --prompt=a --workdir=w": "--prompt is for sample, not for train: remove it",
     "evaluate --top_p=0.9 --workdir=w": "--top_p is for sample, not for evaluate: remove it",
     "sample --prompt= --workdir=w": "--prompt is empty: give a text, or leave it out",
+    "sample --prompt=a\udcff --workdir=w": "--prompt='a\\udcff' is not in UTF-8: give it so",
     "sample --beams=4 --top_k=3 --workdir=w": (
         "--beams searches the likeliest texts and --top_k is for drawn ones: drop one"
     ),
@@ -676,7 +677,15 @@ def test_evaluate_and_sample_take_the_run(lockstep, tmp_path: Path, monkeypatch)
     code, out, said = lockstep("evaluate --workdir=w --checkpoint=best")
     assert (code, said) == (0, "anchor best\n")
     assert json.loads(out.splitlines()[-1]) == {"step": 2, "accuracy": 0.5, "loss": 1.25}
-    assert "w, step 2" in out and "1.25" in out
+    assert "w, step 2" in out and "1.25" in out and "baseline" not in out
+    monkeypatch.setattr(PaperTrainer, "baseline", lambda self: {"loss": 2.5})
+    code, out, _ = lockstep("evaluate --workdir=w")
+    *table, results = out.splitlines()
+    assert [row.strip("│┃ ").split() for row in table if "loss" in row or "baseline" in row] == [
+        ["metric", "┃", "mean", "┃", "baseline"],
+        ["loss", "│", "1.25", "│", "2.5"],
+    ]
+    assert json.loads(results) == {"step": 3, "accuracy": 0.5, "loss": 1.25, "baseline/loss": 2.5}
 
     assert lockstep("sample --workdir=w --seed=7") == (
         0,
