@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import struct
 from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import configs
+from input_pipeline.noise import Noise
 from tests.models.tiny_gpt2 import END, TinyGPT2
 from trainer import config_files
 from trainer.checkpoint import read
-from trainer.main import main
+from trainer.main import main, registry
 
 FOLDER = pathlib.Path(configs.__file__).parent
 NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.gin"))
@@ -94,3 +97,24 @@ def test_a_shipped_config_takes_two_steps(name, tmp_path, capsys):
     assert len(list(workdir.glob("samples/step-????????.*"))) == draws
     out = capsys.readouterr().out
     assert "step-00000002" in out and "tensorboard --logdir" in out
+
+
+def test_words_are_learnt_as_zaremba_learnt_them(tmp_path):
+    """Rates of 1, for a sum over 20 words, in 4 epochs of 13, then half of that before in each; the clip; the weights."""
+    bound = {binding.key for binding in config_files.read(["lstm/words_small"]).bindings}
+    texts = [text.removeprefix("--gin_param=") for text in _data(bound, tmp_path / "data")]
+    names = registry()
+    experiment = names.build(names.resolve(config_files.read(["lstm/words_small"], texts)))
+    model = experiment.objective(experiment.source.element_spec)
+    epoch = math.ceil(
+        math.ceil(929_588 / 20) / 20
+    )  # Targets of the Penn Treebank, a stream and a window.
+    assert experiment.steps == 13 * epoch and model.optimizer.clip_norm == 5 / 20
+    for number in range(13):
+        expected = 20 * 0.5 ** max(0, number - 3)
+        for step in (number * epoch, (number + 1) * epoch - 1):
+            assert float(model.optimizer.learning_rate(tf.constant(step, tf.int64))) == expected
+    model.build(Noise(0, "weights", rows=1))
+    matrices = [v.numpy() for v in model.network.trainable_variables if len(v.shape) == 2]
+    assert len(matrices) == 6
+    assert all(0.099 < np.abs(matrix).max() < 0.1 for matrix in matrices)
