@@ -118,6 +118,35 @@ def test_lstm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) ->
         assert len(found) == 4
 
 
+def test_other_ways_compute_our_layer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Outputs and gradients of two layers; and they are beside ours in the table."""
+    lstm = program("lstm")
+    settings = {"streams": 3, "window": 5, "embedding": 4, "widths": (6, 7)}
+    drawn = {4: np.ones([3, 5, 4]) / 7, 7: np.ones([3, 5, 7])}
+    monkeypatch.setattr(
+        lstm.tf.random, "normal", lambda shape: lstm.tf.constant(drawn[shape[-1]], "float32")
+    )
+    ours, *others = (
+        lstm.layers_step(way, settings, "float32", xla=False)()
+        for way in ("lockstep", "block", "unrolled")
+    )
+    assert np.abs(ours).min() > 1e-5
+    for other in others:
+        np.testing.assert_allclose(other, ours, rtol=1e-4)
+    tiny = "--gin_param=STREAMS=4 --gin_param=WINDOW=8 --gin_param=LSTMNetwork.widths=(16,16)"
+    command = [*tiny.split(), "--rounds=1", "--steps=1", "--side=64", "--only=lockstep"]
+    lstm.main([*command, "--only=block", "--only=unrolled", "--layer", "--precision=float32"])
+    found = last_line(capsys.readouterr().out)
+    for way in ("block", "unrolled"):
+        assert found[f"{way} float32"]["tokens_per_second"] > 0
+        assert found[f"lockstep / {way} float32"]["ratio"] > 0
+    with pytest.raises(SystemExit, match="2"):
+        lstm.main(["--only=block", "--layer"])
+    assert "--only=block is a layer in float32: add --layer" in capsys.readouterr().err
+
+
 def test_transformer(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import tensorflow as tf
-from measuring import flops, pytorch
+from measuring import flops, pytorch, recurrences
 from measuring.configuration import (
     CHARACTERS,
     WITHOUT_END,
@@ -51,6 +51,8 @@ CONFIGURATION = "lstm/shakespeare"
 WINDOW = "WINDOW=100"
 SIDES = (2048, 4096)
 FRAMEWORKS = ("lockstep", "Keras", "PyTorch")
+RECURRENCES = {"block": recurrences.block, "unrolled": recurrences.unrolled}
+"""Other ways to compute what our layer does, in float32."""
 COLUMNS = ("", "tokens/s, median", "best", "GFLOP/s, best", "of the peak", "processor, µs/token")
 Settings = Mapping
 """streams, window, vocabulary, embedding, widths, dropout, learning_rate, weight_decay."""
@@ -124,15 +126,15 @@ class Execution(keras.callbacks.Callback):
 def layers_step(
     framework: str, settings: Settings, precision: str, xla: bool
 ) -> Callable[[], tf.Tensor]:
-    """Forward and backward of the recurrent layers, ours or Keras'; returns the gradient of their inputs."""
+    """Forward and backward of the recurrent layers, Keras', or ours or another way; returns the gradient of their inputs."""
     layers: list[keras.layers.Layer] = []
     width = settings["embedding"]
     with PRECISIONS[precision].building():
         for i, units in enumerate(settings["widths"]):
-            if framework == "lockstep":
-                layer = LSTM(units, Noise(0, f"lstm_{i}", rows=1), f"lstm_{i}")
-            else:
+            if framework == "Keras":
                 layer = keras.layers.LSTM(units, return_sequences=True, use_cudnn=False)
+            else:
+                layer = LSTM(units, Noise(0, f"lstm_{i}", rows=1), f"lstm_{i}")
             layer.build((settings["streams"], settings["window"], width))
             layers.append(layer)
             width = units
@@ -147,7 +149,11 @@ def layers_step(
             tape.watch(x)
             y = x
             for layer in layers:
-                y = layer(y)[0] if framework == "lockstep" else layer(y)
+                if framework in RECURRENCES:
+                    weights_of = (layer.kernel, layer.recurrent_kernel, layer.bias)
+                    y = RECURRENCES[framework](y, *(weight.value for weight in weights_of))
+                else:
+                    y = layer(y)[0] if framework == "lockstep" else layer(y)
         return tape.gradient(y, [x, *weights], output_gradients=tf.cast(d_y, y.dtype))
 
     return lambda: gradients(x)[0]
@@ -186,7 +192,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help="both if not given")
     parser.add_argument(
-        "--only", choices=FRAMEWORKS, action="append", help="may be repeated; all if not given"
+        "--only",
+        choices=(*FRAMEWORKS, *RECURRENCES),
+        action="append",
+        help="may be repeated; the frameworks if not given. With --layer --precision=float32 also TensorFlow's kernel of a whole "
+        "layer, block, and operations without a loop, unrolled",
     )
     parser.add_argument("--xla", action="store_true", help="compile ours and Keras'")
     parser.add_argument("--steps", type=int, default=2, help="steps a round")
@@ -196,6 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--gin_param", action="append", default=[], help="changes the configuration"
     )
     line = parser.parse_args(arguments)
+    others = sorted({*(line.only or ())} & RECURRENCES.keys())
+    if others and not (line.layer and line.precision == "float32"):
+        parser.error(f"--only={others[0]} is a layer in float32: add --layer --precision=float32")
     with tempfile.TemporaryDirectory() as folder:
         text = pathlib.Path(folder) / "text.txt"
         write_random_text(text)
@@ -296,7 +309,7 @@ def report(
     rows, found = [], {}
     for precision, sides in products.items():
         most = peak(costs, sides)
-        for framework in FRAMEWORKS:
+        for framework in (*FRAMEWORKS, *RECURRENCES):
             name = f"{framework} {precision}"
             if name not in costs:
                 continue
@@ -320,7 +333,7 @@ def report(
         rows,
     )
     for precision in products:
-        for other in FRAMEWORKS[1:]:
+        for other in (*FRAMEWORKS[1:], *RECURRENCES):
             pair = f"lockstep {precision}", f"{other} {precision}"
             if costs.keys() >= set(pair):
                 ratios = found[f"lockstep / {other} {precision}"] = compare(costs, *pair)

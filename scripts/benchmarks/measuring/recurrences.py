@@ -1,0 +1,41 @@
+"""Other ways to compute an LSTM layer in TensorFlow: they map inputs `[b, time, inputs]` and the weights of `models.lstm.LSTM` to
+outputs `[b, time, units]`."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def block(
+    x: tf.Tensor, kernel: tf.Tensor, recurrent_kernel: tf.Tensor, bias: tf.Tensor
+) -> tf.Tensor:
+    """TensorFlow's kernel of a whole layer on CPU, with one product a time of inputs and state together; float32."""
+    time, rows, units = x.shape[1], x.shape[0], recurrent_kernel.shape[0]
+    zero, none = tf.zeros([rows, units], x.dtype), tf.zeros([units], x.dtype)
+    *_, outputs = tf.raw_ops.BlockLSTMV2(
+        seq_len_max=tf.constant(time, tf.int64),
+        x=tf.transpose(x, [1, 0, 2]),
+        cs_prev=zero,
+        h_prev=zero,
+        w=tf.concat([kernel, recurrent_kernel], 0),
+        wci=none,
+        wcf=none,
+        wco=none,
+        b=bias,
+        cell_clip=0.0,  # None.
+    )
+    return tf.transpose(outputs, [1, 0, 2])
+
+
+def unrolled(
+    x: tf.Tensor, kernel: tf.Tensor, recurrent_kernel: tf.Tensor, bias: tf.Tensor
+) -> tf.Tensor:
+    """Operations of each time, one after the other, without a loop; one product of all inputs before."""
+    zero = tf.zeros([x.shape[0], recurrent_kernel.shape[0]], x.dtype)
+    h, c, outputs = zero, zero, []
+    for share in tf.unstack(tf.matmul(x, kernel) + bias, axis=1):
+        i, f, g, o = tf.split(share + tf.matmul(h, recurrent_kernel), 4, 1)
+        c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(g)
+        h = tf.sigmoid(o) * tf.tanh(c)
+        outputs.append(h)
+    return tf.stack(outputs, 1)
