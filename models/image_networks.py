@@ -22,7 +22,7 @@ NetworkFactory = Callable[..., keras.layers.Layer]
 """`factory(image_shape, outputs_or_inputs, noise=…, name=…)` makes a built network of the form above; `classes=…` too, if the
 network may be class-conditional."""
 
-SMALLEST_SIDE, LARGEST_SIDE = 8, 64
+SMALLEST_SIDE, LARGEST_SIDE = 8, 128
 
 
 def image_shape(element_spec: Mapping[str, Feature]) -> tuple[int, int, int]:
@@ -49,26 +49,25 @@ def image_shape(element_spec: Mapping[str, Feature]) -> tuple[int, int, int]:
     return height, width, channels
 
 
-def count_stages(shape: Sequence[int], stages: int | None, largest_side: int = LARGEST_SIDE) -> int:
+def count_stages(shape: Sequence[int], stages: int | None) -> int:
     """How often a convolutional network halves or doubles images of `[height, width, channels]`.
 
     Args:
       shape: of an image.
       stages: the wish, or None for as many as leave a side of 4 to 7, as DCGAN does.
-      largest_side: of an image.
 
     Raises:
-      ValueError: if the images are not square, of 8 to `largest_side` pixels, and divisible that often.
+      ValueError: if the images are not square, of 8 to 128 pixels, and divisible that often.
     """
     height, width, channels = shape
     if (
         height != width
-        or not SMALLEST_SIDE <= height <= largest_side
+        or not SMALLEST_SIDE <= height <= LARGEST_SIDE
         or (stages is not None and stages < 1)
     ):
         raise ValueError(
             f"images are {height}×{width}×{channels}, stages {stages}: convolutional networks need square images with a "
-            f"side from {SMALLEST_SIDE} to {largest_side} and at least 1 stage; crop or resize the "
+            f"side from {SMALLEST_SIDE} to {LARGEST_SIDE} and at least 1 stage; crop or resize the "
             "images, or choose the MLP networks"
         )
     chosen = int(math.log2(height / 4)) if stages is None else stages
@@ -84,7 +83,7 @@ class ConvolutionalEncoder(keras.layers.Layer):
     """The DCGAN discriminator (Radford, Metz & Chintala 2016): 4×4 convolutions of stride 2, LeakyReLU 0.2, a dense layer.
 
     Args:
-      shape: `[size, size, channels]`, size = base · 2^stages from 8 to 64.
+      shape: `[size, size, channels]`, size = base · 2^stages from 8 to 128.
       outputs: length of the result.
       noise: one row, for initial weights.
       name: of the network.
@@ -151,7 +150,7 @@ class ConvolutionalDecoder(keras.layers.Layer):
     """The DCGAN generator (Radford, Metz & Chintala 2016) before its tanh: a dense layer, 4×4 transposed convolutions, ReLU.
 
     Args:
-      shape: `[size, size, channels]`, size = base · 2^stages from 8 to 64.
+      shape: `[size, size, channels]`, size = base · 2^stages from 8 to 128.
       inputs: length of the code.
       noise: one row, for initial weights.
       name: of the network.

@@ -21,7 +21,6 @@ from models.minibatch_stddev import MinibatchStddev
 from models.objective import Noise
 from models.spectral_norm import Convolution, Dense, DoubledConvolution, HalvedConvolution
 
-LARGEST_SIDE = 128
 RESIDUAL_SCALE = 2.0
 """Of the variance of the residual path's initial weights, as in the paper's code; the shortcut's is 1."""
 
@@ -59,7 +58,7 @@ class ResNetGenerator(keras.layers.Layer):
         attention: int = 0,
     ):
         super().__init__(name=name)
-        stages = count_stages(shape, stages, LARGEST_SIDE)
+        stages = count_stages(shape, stages)
         base = shape[0] // 2**stages
         widths = [min(width * 2**i, largest_width) for i in reversed(range(stages))]
         _check_attention(attention, [base * 2**i for i in range(1, stages + 1)], "generator")
@@ -135,7 +134,7 @@ class ResNetDiscriminator(keras.layers.Layer):
         stddev_group: int = 0,
     ):
         super().__init__(name=name)
-        stages = count_stages(shape, stages, LARGEST_SIDE)
+        stages = count_stages(shape, stages)
         if plain < 0 or (stddev_group and not plain):
             raise ValueError(
                 f"the discriminator has plain {plain} and stddev_group {stddev_group}: plain must be at least 0, and 1 with "

@@ -449,7 +449,14 @@ NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 
 @pytest.mark.parametrize(
     ("side", "channels", "stages", "base"),
-    [(8, 1, None, 4), (8, 1, 2, 2), (28, 1, None, 7), (48, 3, None, 6), (64, 3, None, 4)],
+    [
+        (8, 1, None, 4),
+        (8, 1, 2, 2),
+        (28, 1, None, 7),
+        (48, 3, None, 6),
+        (64, 3, None, 4),
+        (128, 3, None, 4),
+    ],
 )
 def test_sizes(side, channels, stages, base):
     shape, noise = (side, side, channels), Noise(1, "init", rows=1)
@@ -500,7 +507,7 @@ def test_leaky_relu_keeps_the_remapper_quiet_and_is_still_needed(needed, capfd, 
     [
         ((28, 32, 1), None, "28×32×1"),
         ((6, 6, 1), None, "6×6×1"),
-        ((96, 96, 3), None, "96×96×3"),
+        ((160, 160, 3), None, "160×160×3"),
         ((32, 32, 4), None, "32×32×4"),
         ((30, 30, 1), None, "cannot be halved 2 times"),
         ((8, 8, 1), 4, "cannot be halved 4 times"),

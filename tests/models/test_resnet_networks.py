@@ -147,7 +147,7 @@ def test_the_paper_s_networks_of_128_pixels():
     assert widths == [(3, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 64)]
 
 
-@pytest.mark.parametrize(("side", "base"), [(8, 4), (28, 7), (32, 4), (48, 6)])
+@pytest.mark.parametrize(("side", "base"), [(8, 4), (28, 7), (32, 4), (48, 6), (96, 6), (128, 4)])
 def test_sizes(side, base):
     shape = (side, side, 3)
     made = generator(shape)
