@@ -122,6 +122,10 @@ class Batches:
       transforms: applied to training examples in this order.
       validation_transforms: applied to validation examples; their noise depends on the example's id alone.
       validation: held-out examples, or None.
+
+    Raises:
+      ValueError: if an argument has none of its values, or transforms do not fit their examples.
+      DataError: if there are no training examples, or the held-out ones are of another form or have other classes.
     """
 
     source: Source | Unindexed
@@ -144,14 +148,21 @@ class Batches:
                 f"global_batch is {self.global_batch} and the source has {streams} streams: an update reads a part of "
                 "each, set both to the same number"
             )
+        if self.validation_spec is not None:
+            _check_classes(self.source, self.validation)
+            _check_held_out(self.element_spec, self.validation_spec)
 
     @property
     def element_spec(self) -> ElementSpec:
         """The features of a training example after the transforms."""
-        spec = self.source.element_spec
-        for transform in self.transforms:
-            spec = transform.element_spec(spec)
-        return spec
+        return _transformed(self.source.element_spec, self.transforms)
+
+    @property
+    def validation_spec(self) -> ElementSpec | None:
+        """The features of a held-out example after its transforms; None if there are none."""
+        if self.validation is None:
+            return None
+        return _transformed(self.validation.element_spec, self.validation_transforms)
 
     @property
     def examples(self) -> int | None:
@@ -239,6 +250,54 @@ class Batches:
         steps = -(-len(source) // read_a_step)
         indices = tf.data.Dataset.range(steps * worker.count)
         return _pipeline(indices, read, worker)
+
+
+def _transformed(spec: ElementSpec, transforms: Sequence[Transform]) -> ElementSpec:
+    for transform in transforms:
+        spec = transform.element_spec(spec)
+    return spec
+
+
+def _check_classes(source: Any, validation: Any) -> None:
+    """Checks that a label means the same class in both, where they have names.
+
+    Raises:
+      DataError: naming the first that does not.
+    """
+    names, held_out = (getattr(one, "classes", None) or () for one in (source, validation))
+    for label, (name, found) in enumerate(zip(names, held_out, strict=False)):
+        if name != found:
+            raise DataError(
+                f'label {label} is "{found}" of held-out examples, and "{name}" of training ones: give both the same '
+                "classes, folders of the same names with at least one picture in each"
+            )
+
+
+def _check_held_out(trained: ElementSpec, held_out: ElementSpec) -> None:
+    """Checks the features that both have: what a model is made for must fit the held-out examples too.
+
+    Windows of tokens, which have a cardinality, may have another length. Whether a feature that is missing is needed at all
+    only the objective knows.
+
+    Raises:
+      DataError: naming the first that does not fit.
+    """
+    for name in trained:
+        if name not in held_out:
+            continue
+        one, other = trained[name], held_out[name]
+        fits = len(one.shape) == len(other.shape) if one.cardinality else one.shape == other.shape
+        if one.dtype != other.dtype or not fits:
+            raise DataError(
+                f'feature "{name}" of held-out examples is {other.dtype} {list(other.shape)}, and of training ones '
+                f"{one.dtype} {list(one.shape)}: make them alike, by the arguments of Experiment.validation or by "
+                "Experiment.validation_transforms"
+            )
+        if one.cardinality and other.cardinality and other.cardinality > one.cardinality:
+            raise DataError(
+                f'feature "{name}" of held-out examples has {other.cardinality} values, and of training ones '
+                f"{one.cardinality}: the model knows no more, take held-out examples of the same classes or vocabulary"
+            )
 
 
 def _apply(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.batches import Batches, Slice, streams_of
+from input_pipeline.batches import Batches, DataError, Slice, streams_of
 from models.objective import Batch, Objective
 from trainer.carry import Carry, carried
 from trainer.cluster import Cluster, Layout
@@ -40,7 +40,11 @@ class Evaluation:
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def names(self) -> list[str]:
-        """Of the metrics, from a trace; call it in the strategy's scope."""
+        """Of the metrics, from a trace; call it in the strategy's scope.
+
+        Raises:
+          DataError: if the objective needs a feature that training examples have and held-out ones lack.
+        """
         data = self._batches.evaluation(Slice(self._cluster.replicas), batch=self._batch)
         step = tf.TensorSpec([], tf.int64)
 
@@ -49,7 +53,16 @@ class Evaluation:
 
         batch, ids = data.element_spec
         batch |= self._carry.specs(self._batch // self._cluster.replicas)
-        tf.function(traced, autograph=False).get_concrete_function(batch, ids, step)
+        try:
+            tf.function(traced, autograph=False).get_concrete_function(batch, ids, step)
+        except KeyError as error:
+            name = next(iter(error.args), None)
+            if name in batch or name not in self._batches.element_spec:
+                raise
+            raise DataError(
+                f'held-out examples have no feature "{name}", which {type(self._objective).__name__} evaluates with and '
+                "training examples have: give Experiment.validation one that has it"
+            ) from None
         # A summary of nothing may divide by it: only its names count.
         with np.errstate(all="ignore"):
             return sorted(self._metrics(np.zeros(self._width)))

@@ -106,6 +106,7 @@ class _Pictures:
             batches,
             source=source or batches.source,
             transforms=batches.validation_transforms,
+            validation=None,
             global_batch=BATCH,
         )
         self._data = iter(batches.training(Slice()))

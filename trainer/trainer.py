@@ -108,7 +108,7 @@ class Trainer:
             self.objective, self.batches, self.step, self.cluster, self.layout
         )
         self._sampling = Sampling(self.objective, self.batches, self.step, xla=self.cluster.xla)
-        self._check_best_metric()
+        self._check_evaluation()
         if experiment.samples:
             self._sampling.check()
         directory = (self.workdir or pathlib.Path()) / "checkpoints"
@@ -134,13 +134,14 @@ class Trainer:
             self.timesheet,
         )
 
-    def _check_best_metric(self) -> None:
-        name = self.experiment.best_metric
-        if name is None:
+    def _check_evaluation(self) -> None:
+        """Traces the evaluation where it may not fit, to say so at the start and not after hours."""
+        name, held_out = self.experiment.best_metric, self.batches.validation_spec
+        if name is None and held_out in (None, self.batches.element_spec):
             return
         with self.strategy.scope():
             names = self.evaluation.names()
-        if name not in names:
+        if name is not None and name not in names:
             raise ConfigError(
                 f'best_metric "{name}" is not evaluated: choose one of {", ".join(names)}'
             )

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from input_pipeline.batches import Batches, DataError, Feature, Slice
 from input_pipeline.noise import Noise
+from input_pipeline.transforms import CentreCrop
 
 LENGTH, GLOBAL_BATCH = 37, 8
 LAYOUTS = [(1, 1), (2, 1), (4, 1), (2, 2), (4, 2), (8, 4)]  # Replicas, workers.
@@ -202,3 +203,80 @@ def test_errors():
         make(source=Pixels(0))
     with pytest.raises(ValueError, match="global_batch is 0"):
         make(global_batch=0)
+
+
+class Pictures:
+    """Nothing but what is known before anything is read."""
+
+    def __init__(self, shape=(8, 8, 1), dtype="float32", labels=None, classes=()):
+        self.element_spec = {"image": Feature(shape, dtype)}
+        if labels or classes:
+            self.element_spec["label"] = Feature((), "int32", labels or len(classes))
+        self.classes = list(classes)
+
+    def __len__(self):
+        return 3
+
+
+def held_out(train, validation, **transforms):
+    return Batches(train, global_batch=2, validation=validation, **transforms)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "message"),
+    [
+        (
+            Pictures(),
+            Pictures((8, 6, 1)),
+            'feature "image" of held-out examples is float32 [8, 6, 1], and of training ones float32 [8, 8, 1]: make them '
+            "alike, by the arguments of Experiment.validation or by Experiment.validation_transforms",
+        ),
+        (
+            Pictures(),
+            Pictures(dtype="float64"),
+            'feature "image" of held-out examples is float64 [8, 8, 1], and of training ones float32 [8, 8, 1]: make them '
+            "alike, by the arguments of Experiment.validation or by Experiment.validation_transforms",
+        ),
+        (
+            Pictures(labels=3),
+            Pictures(labels=4),
+            'feature "label" of held-out examples has 4 values, and of training ones 3: the model knows no more, take '
+            "held-out examples of the same classes or vocabulary",
+        ),
+        (
+            Pictures(classes=["cat", "dog", "owl"]),
+            Pictures(classes=["cat", "owl"]),
+            'label 1 is "owl" of held-out examples, and "dog" of training ones: give both the same classes, folders of the '
+            "same names with at least one picture in each",
+        ),
+    ],
+    ids=["size", "dtype", "more classes", "other classes"],
+)
+def test_held_out_examples_of_another_form_are_refused(train, validation, message):
+    with pytest.raises(DataError) as error:
+        held_out(train, validation)
+    assert str(error.value) == message
+
+
+def test_held_out_examples_are_of_a_form_after_their_transforms():
+    small, large = Pictures((4, 4, 1), labels=3), Pictures(labels=3)
+    batches = held_out(small, large, validation_transforms=[CentreCrop(4)])
+    assert batches.validation_spec == batches.element_spec == small.element_spec
+    assert held_out(large, small, transforms=[CentreCrop(4)]).validation_spec == small.element_spec
+    with pytest.raises(ValueError, match=r'CentreCrop.size is 9×9, and feature "image" is 8×8'):
+        held_out(large, large, validation_transforms=[CentreCrop(9)])
+
+
+@pytest.mark.parametrize(
+    ("train", "validation"),
+    [
+        (Pictures(labels=3), Pictures()),
+        (Pictures(), Pictures(labels=3)),
+        (Pictures(labels=3), Pictures(labels=2)),
+        (Pictures(classes=["cat", "dog", "owl"]), Pictures(classes=["cat", "dog"])),
+        (Pictures(classes=["cat", "dog"]), Pictures(labels=2)),
+    ],
+    ids=["not labelled", "labelled", "fewer", "the first", "no names"],
+)
+def test_what_held_out_examples_lack_is_no_matter_of_the_data(train, validation):
+    assert held_out(train, validation).validation_spec is validation.element_spec

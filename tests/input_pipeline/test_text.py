@@ -117,6 +117,17 @@ def test_a_held_out_stream_stays_in_its_row():
     assert ids == [[0, 1], [2, 9], [3, 4], [5, 9], [6, 7], [8, 9]]
 
 
+def test_held_out_windows_may_be_of_another_length_and_no_streams():
+    text = letters(23)
+    streams = TextStreams(text, window=3, streams=3)
+    for validation in (TextWindows(text, window=7), TextStreams(text, window=7, streams=2)):
+        batches = Batches(streams, 3, validation=validation)
+        assert batches.validation_spec["tokens"] == Feature((8,), "int32", 23)
+    other = TextWindows(letters(29), window=3)
+    with pytest.raises(DataError, match='"tokens" of held-out examples has 29 values, and of tra'):
+        Batches(streams, 3, validation=other)
+
+
 def test_a_text_too_short_for_its_streams():
     assert len(TextStreams(letters(13), window=4, streams=3)) == 3
     with pytest.raises(DataError, match=r"12 tokens, but 3 streams .* of 4 need 13"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from input_pipeline.batches import DataError
 from tests.trainer.objectives import FOUR, ONE, TWO, Scripted, Table, experiment, quiet, script
 from trainer.exits import ConfigError
 from trainer.hardware import Hardware
@@ -131,6 +132,27 @@ def test_an_empty_validation_set_is_refused():
         ValueError, match="validation has no examples: give it some, or leave it out"
     ):
         experiment(Scripted, training(), validation=Table(rows))
+
+
+def test_what_held_out_examples_lack_is_said_at_the_start():
+    """If the objective needs it, which nothing but the objective knows."""
+    with pytest.raises(DataError) as error:
+        quiet(experiment(Scripted, training(), validation=Table({"gradient": np.zeros([3, 3])})))
+    assert str(error.value) == (
+        'held-out examples have no feature "loss", which Scripted evaluates with and training examples have: give '
+        "Experiment.validation one that has it"
+    )
+    found = quiet(experiment(Scripted, training(), validation=Table({"loss": [1.0, 2.0, 6.0]})))
+    assert found.evaluate() == {"loss": 3.0}
+
+
+def test_a_mistake_of_an_objective_is_no_matter_of_the_data():
+    class Odd(Scripted):
+        def evaluate(self, batch, noise, step):
+            return {"odd": batch["nothing"]}
+
+    with pytest.raises(KeyError, match="nothing"):
+        quiet(experiment(Odd, training(), validation=Table({"loss": [1.0]})))
 
 
 class Spread(Scripted):

@@ -313,6 +313,80 @@ ConvolutionalEncoder.group = 2
     assert json.loads((folder / "DONE").read_text()) == {"steps": 9}
 
 
+CLASSIFIER = """Experiment.objective = @Classifier
+Experiment.global_batch = 2
+Experiment.steps = 1
+Experiment.samples = 0
+Classifier.encoder = @MLPEncoder
+MLPEncoder.widths = (4,)
+"""
+
+
+def dry_run(folder: Path, *lines: str) -> list[str]:
+    """The command that says what a classifier's training would do, with these lines in its configuration."""
+    config = folder / "classifier.gin"
+    config.write_text(CLASSIFIER + "\n".join(lines))
+    return ["train", str(config), "--strategy=one_device", "--dry_run"]
+
+
+@pytest.mark.parametrize(
+    ("held_out", "side", "more", "code", "says"),
+    [
+        (
+            ["1.png"],
+            8,
+            [],
+            65,
+            'held-out examples have no feature "label", which Classifier evaluates with and training examples have: give '
+            "Experiment.validation one that has it",
+        ),
+        (
+            ["cat/1.png", "owl/1.png"],
+            8,
+            [],
+            65,
+            'label 1 is "owl" of held-out examples, and "dog" of training ones: give both the same classes, folders of the '
+            "same names with at least one picture in each",
+        ),
+        (
+            ["cat/1.png"],
+            6,
+            [],
+            65,
+            'feature "image" of held-out examples is float32 [6, 6, 1], and of training ones float32 [8, 8, 1]: make them '
+            "alike, by the arguments of Experiment.validation or by Experiment.validation_transforms",
+        ),
+        (
+            ["cat/1.png"],
+            8,
+            ["Experiment.validation_transforms = [@CentreCrop()]", "CentreCrop.size = 9"],
+            78,
+            'CentreCrop.size is 9×9, and feature "image" is 8×8: take a smaller size, or Resize before',
+        ),
+    ],
+    ids=["not labelled", "other classes", "another size", "transforms"],
+)
+def test_held_out_pictures_that_do_not_fit_are_said_at_the_start(
+    held_out, side, more, code, says, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Not at the first evaluation, which may be hours later."""
+    written = {f"train/{name}/1.png": 8 for name in ("cat", "dog", "owl")}
+    written |= {f"held_out/{name}": side for name in held_out}
+    for name, length in written.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((length, length), np.uint8)).save(tmp_path / name)
+    command = dry_run(
+        tmp_path,
+        "Experiment.source = @train/ImageFolder()",
+        "Experiment.validation = @held_out/ImageFolder()",
+        f"train/ImageFolder.folder = '{tmp_path}/train'",
+        f"held_out/ImageFolder.folder = '{tmp_path}/held_out'",
+        *more,
+    )
+    assert main.main(command) == code
+    assert capsys.readouterr().err == f"lockstep: {says}\n"
+
+
 def test_a_stream_trains_on_two_replicas_goes_on_and_is_said_to_be_inexact(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
