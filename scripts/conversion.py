@@ -313,6 +313,7 @@ def _identity(line: argparse.Namespace, files: Sequence[pathlib.Path]) -> str:
     """A digest of the arguments and of the names, sizes and times of the files: another conversion has another."""
     state = hashlib.sha256()
     options = {k: v for k, v in vars(line).items() if k not in ("source", "destination")}
+    options["array"] = line.source.partition(".npz:")[2]
     state.update(json.dumps(options, sort_keys=True).encode())
     for file in files:
         known = file.stat()

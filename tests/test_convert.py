@@ -18,6 +18,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from input_pipeline import packing, writing
 from input_pipeline.packed import Packed
 from input_pipeline.packed_corpus import packed_corpus
 from input_pipeline.text_files import text_files
@@ -150,6 +151,31 @@ def test_another_folder_of_the_same_pictures_gives_the_same_bytes(sources, conve
     for name in ("images.npy", "labels.npy", "index.json"):
         one, other = (Path(f"{folder}_packed", name) for folder in ("folder", "copy"))
         assert one.read_bytes() == other.read_bytes()
+
+
+def interrupt(conversion, patch, done):
+    """Ends the next conversion as Ctrl-C does once so many pictures are known to be on the disk, of which each chunk has two."""
+    patch.setattr(packing, "CHUNK", 2)
+    patch.setattr(writing, "SAVE_SECONDS", 0)
+
+    def stop(self, found, total):
+        if found == done:
+            raise KeyboardInterrupt
+
+    patch.setattr(conversion.Progress, "__call__", stop)
+
+
+def test_another_array_of_the_same_file_begins_again(sources, conversion, monkeypatch, capsys):
+    """Though it is as long and has the same form."""
+    monkeypatch.chdir(sources)
+    np.savez("two.npz", x=PICTURES, y=255 - PICTURES)
+    with monkeypatch.context() as patch:
+        interrupt(conversion, patch, 4)
+        assert conversion.main(["images", "two.npz:x", "packed"]) == 130
+    assert capsys.readouterr().err == "lockstep: interrupted; the same command goes on\n"
+    assert conversion.main(["images", "two.npz:y", "packed"]) == 0
+    found = np.load("packed/images.npy")
+    np.testing.assert_array_equal(found[..., 0], 255 - PICTURES)
 
 
 LINES = "".join(f"line {i} of the text, naïvely\n" for i in range(200))
