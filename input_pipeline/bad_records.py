@@ -23,6 +23,9 @@ class BadRecords:
       on_bad_record: "fail", each is an error; or "skip", another takes its place.
       bad_budget: of "skip": how many may be bad.
 
+    Attributes:
+      names: of those skipped so far. Whoever goes on with what an earlier process began puts in those that it skipped.
+
     Raises:
       ValueError: if an argument has none of its values.
     """
@@ -35,7 +38,7 @@ class BadRecords:
         if bad_budget < 0:
             raise ValueError(f"{owner}.bad_budget is {bad_budget}: it must be at least 0")
         self._owner, self._skips, self._budget = owner, on_bad_record == "skip", bad_budget
-        self._names: list[str] = []
+        self.names: list[str] = []
         self._lock = threading.Lock()
 
     def skip(self, error: BadRecord) -> None:
@@ -48,14 +51,14 @@ class BadRecords:
             raise DataError(str(error)) from None
         name = str(error).partition(" cannot be read")[0]
         with self._lock:
-            known = name in self._names
+            known = name in self.names
             if not known:
-                self._names.append(name)
-            if len(self._names) > self._budget:
-                more = ", …" if len(self._names) > NAMED else ""
+                self.names.append(name)
+            if len(self.names) > self._budget:
+                more = ", …" if len(self.names) > NAMED else ""
                 raise DataError(
-                    f"{len(self._names)} pictures cannot be read, more than {self._owner}.bad_budget = {self._budget}: "
-                    f"mend or remove {', '.join(self._names[-NAMED:])}{more}"
+                    f"{len(self.names)} pictures cannot be read, more than {self._owner}.bad_budget = {self._budget}: "
+                    f"mend or remove {', '.join(self.names[-NAMED:])}{more}"
                 )
         if not known:
             logging.getLogger(__name__).warning("skipped: %s", error)

@@ -226,6 +226,7 @@ class EncodedPictures:
 
     Attributes:
       shape: `(height, width, channels)`, of the first picture that can be read.
+      bad: those that cannot.
 
     Raises:
       ValueError: if an argument has none of its values.
@@ -241,7 +242,7 @@ class EncodedPictures:
         on_bad_record: str = "fail",
         bad_budget: int = 0,
     ) -> None:
-        self._bad = BadRecords(form.owner, on_bad_record, bad_budget)
+        self.bad = BadRecords(form.owner, on_bad_record, bad_budget)
         self._count, self._load, self._fetch, self._form = count, load, fetch, form
         self._decoder: Decoder | None = None
         _, at = self._readable(0)
@@ -274,7 +275,7 @@ class EncodedPictures:
             try:
                 return self._picture(candidate), candidate
             except BadRecord as error:
-                self._bad.skip(error)
+                self.bad.skip(error)
         raise DataError(f"none of the {self._count:,} pictures can be read: mend them")
 
     def _picture(self, at: int) -> np.ndarray:

@@ -124,6 +124,9 @@ class Examples:
       fields: where a record has what.
       form: that JPEG and PNG files are brought to.
       on_bad_record: as that of `EncodedPictures`, with `bad_budget`; not of pictures that are bytes.
+
+    Attributes:
+      skipped: names of the bad records so far.
     """
 
     def __init__(
@@ -138,12 +141,13 @@ class Examples:
         self._records, self._fields = records, fields
         self._known_labels = np.full(len(records), -1, np.int32)
         self._pictures = None
+        self.skipped: list[str] = []
         shape = fields.shape
         if shape is None:
             self._pictures = EncodedPictures(
                 len(records), self._encoded, self._fetch, form, on_bad_record, bad_budget
             )
-            shape = self._pictures.shape
+            shape, self.skipped = self._pictures.shape, self._pictures.bad.names
         self.element_spec = fields.element_spec(tuple(shape))
 
     def __len__(self) -> int:

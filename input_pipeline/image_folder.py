@@ -39,7 +39,10 @@ class ImageFolder:
       on_bad_record: "fail", a file that is no picture is an error; "skip", the next in order that is one takes its place
         with its label: the same on any layout and after a restart. A `Split` of a folder may so have a picture of its other
         part. A file that is gone, or that storage does not give, is an error in any case, after some tries.
-      bad_budget: of "skip": more bad files than this are an error. Each worker counts those that it meets.
+      bad_budget: of "skip": more bad files than this are an error. Each worker counts those that it meets from its start on.
+
+    Attributes:
+      skipped: names of the bad files so far.
 
     Raises:
       ValueError: if an argument has none of its values.
@@ -63,6 +66,7 @@ class ImageFolder:
         self._pictures = EncodedPictures(
             len(self.paths), self._load, self._fetch, form, on_bad_record, bad_budget
         )
+        self.skipped = self._pictures.bad.names
         self.element_spec: ElementSpec = {"image": Feature(self._pictures.shape, "float32")}
         if self.classes:
             self.element_spec["label"] = Feature((), "int32", cardinality=len(self.classes))

@@ -25,7 +25,8 @@ def pack(
     """Packs the features "image" and "label" of a source into a new folder, for `Packed`, as `writing.write_folder` does.
 
     Args:
-      source: of images, float32 `[height, width, channels]` in [0, 1], made of bytes.
+      source: of images, float32 `[height, width, channels]` in [0, 1], made of bytes. If it skips bad ones, its `skipped`
+        are theirs of all starts of the conversion, so that its budget is too.
       destination: must not be there.
       identity: of what is converted and how.
       report: told the pictures done, first those of an earlier start, and in all.
@@ -55,6 +56,7 @@ def pack(
         rows=rows,
         total=len(source),
         chunks=lambda start: _chunks(source, start),
+        skipped=getattr(source, "skipped", None),
         report=report,
     )
 

@@ -40,6 +40,7 @@ def write_folder(
     total: int,
     chunks: Chunks,
     texts: Mapping[str, str] | None = None,
+    skipped: list[str] | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Writes a folder with an index, for `manifest`.
@@ -56,6 +57,7 @@ def write_folder(
       total: the whole work, in units of its own.
       chunks: gives from what is done on, in order: units done after it, and rows of some files.
       texts: contents of other files, by name.
+      skipped: names of what could not be read, to which `chunks` adds; those of an earlier start are put in.
       report: told what is done, first that of an earlier start, and the whole.
 
     Raises:
@@ -72,8 +74,10 @@ def write_folder(
         _lock(lock, target)
         contents = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
         state = {"identity": identity, "contents": contents, **index}
-        start, lengths = _done_before(partial, state)
+        start, lengths, known = _done_before(partial, state)
         lengths = {name: lengths.get(name, 0) for name in rows}
+        skipped = [] if skipped is None else skipped
+        skipped += [name for name in known if name not in skipped]
         for name, text in texts.items():
             _replace(partial / name, text)
         with contextlib.ExitStack() as stack:
@@ -89,7 +93,7 @@ def write_folder(
                     lengths[name] += len(array)
                 if time.monotonic() - saved > SAVE_SECONDS or done == total:
                     _on_disk(files)
-                    progress = {**state, "done": done, "lengths": lengths}
+                    progress = {**state, "done": done, "lengths": lengths, "skipped": skipped}
                     _replace(partial / PROGRESS, _json(progress))
                     saved = time.monotonic()
                 report(done, total)
@@ -116,19 +120,22 @@ def _lock(folder: int, target: pathlib.Path) -> None:
         raise DataError(f"another conversion writes {target}: wait for it, or end it") from None
 
 
-def _done_before(partial: pathlib.Path, state: dict[str, Any]) -> tuple[int, dict[str, int]]:
-    """Units done and rows of each file that an earlier start of the same conversion has written; without one the folder is
-    emptied."""
+def _done_before(
+    partial: pathlib.Path, state: dict[str, Any]
+) -> tuple[int, dict[str, int], list[str]]:
+    """Units done and rows of each file that an earlier start of the same conversion has written, and the names of what it
+    skipped; without one the folder is emptied."""
     try:
         before = json.loads((partial / PROGRESS).read_bytes())
     except FileNotFoundError:
         before = {}
     done, lengths = before.pop("done", 0), before.pop("lengths", {})
+    skipped = before.pop("skipped", [])
     if before == state:
-        return done, lengths
+        return done, lengths, skipped
     for entry in partial.iterdir():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    return 0, {}
+    return 0, {}, []
 
 
 def _opened(path: pathlib.Path, dtype: type, row: tuple[int, ...], length: int) -> IO[bytes]:

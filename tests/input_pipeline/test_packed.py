@@ -8,9 +8,11 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from input_pipeline import manifest, packing, writing
 from input_pipeline.batches import DataError, Feature
+from input_pipeline.image_folder import ImageFolder
 from input_pipeline.images import Images
 from input_pipeline.manifest import verify
 from input_pipeline.packed import Packed
@@ -118,6 +120,40 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
     assert seen[-1] == (COUNT, COUNT)
     assert contents(tmp_path / "set") == contents(packed)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_bad_pictures_of_all_starts_of_a_conversion_count(tmp_path, monkeypatch):
+    """Two of them far apart, of which the second is met by the second start alone."""
+    monkeypatch.setattr(writing, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(packing, "CHUNK", 2)
+    folder, packed = tmp_path / "pictures", tmp_path / "set"
+    folder.mkdir()
+    for number in range(8):
+        Image.fromarray(np.full((2, 2), number, np.uint8)).save(folder / f"{number}.png")
+
+    def source(budget):
+        return ImageFolder(str(folder), on_bad_record="skip", bad_budget=budget)
+
+    def stop(done, total):
+        if done == 4:
+            raise Killed
+
+    (folder / "1.png").write_bytes(b"?")
+    with pytest.raises(Killed):
+        pack(source(1), str(packed), "same", stop)
+    (folder / "6.png").write_bytes(b"?")
+    with pytest.raises(tf.errors.OpError) as error:
+        pack(source(1), str(packed), "same")
+    assert (
+        f"DataError: 2 pictures cannot be read, more than ImageFolder.bad_budget = 1: mend or remove {folder}/1.png, "
+        f"{folder}/6.png"
+    ) in str(error.value)
+    enough = source(2)
+    pack(enough, str(packed), "same")
+    assert enough.skipped == [f"{folder}/1.png", f"{folder}/6.png"]
+    numbers = np.load(packed / "images.npy")[:, 0, 0, 0]
+    np.testing.assert_array_equal(numbers, [0, 2, 2, 3, 4, 5, 7, 7])
+    assert not (packed / writing.PROGRESS).exists()
 
 
 def test_another_conversion_begins_again(packed, tmp_path, monkeypatch):
