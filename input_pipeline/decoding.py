@@ -30,8 +30,10 @@ NATIVE = ("JPEG", "PNG")
 UPRIGHT, SIDEWAYS = 1, 5
 """EXIF's orientation: of pictures that are shown as they are, and the first of those whose sides change places."""
 EXIF = b"Exif\0\0", b"eXIf"
-"""What it follows in JPEG and PNG files, within their first bytes."""
+"""What it follows in JPEG files, within their first bytes, where its standard wants it, and in PNG files."""
 EXIF_WITHIN = 1024
+PNG, PIXELS = b"\x89PNG", b"IDAT"
+"""Beginnings of PNG files and of their pixels: before these it may be behind colour profiles and texts of any length."""
 RIFF = b"RIFF"
 """Beginning of WebP files, which have it at their end."""
 CHUNK = 32
@@ -287,7 +289,8 @@ class EncodedPictures:
 
 def orientation(data: bytes) -> int:
     """How a picture is to be turned: EXIF's number, from 1 (not at all) to 8; 1 of data that are no picture."""
-    head = data[:EXIF_WITHIN]
+    pixels = data.find(PIXELS) if data.startswith(PNG) else 0
+    head = data[: max(EXIF_WITHIN, pixels)]
     if not data.startswith(RIFF) and not any(mark in head for mark in EXIF):
         return UPRIGHT
     try:
@@ -304,12 +307,14 @@ def _upright(encoded: tf.Tensor) -> tf.Tensor:
     def look(encoded: np.ndarray) -> np.bool_:
         return np.bool_(all(orientation(data) == UPRIGHT for data in encoded))
 
-    # Only what has EXIF at all goes to Python, which would cost all of them a tenth.
+    # Only what has EXIF, or may have it further on, goes to Python, which would cost all of them a tenth.
     marks = "|".join(re.escape(mark.decode()) for mark in EXIF)
     heads = tf.strings.substr(encoded, 0, EXIF_WITHIN)
     marked = tf.strings.regex_full_match(heads, rf"\C*(?:{marks})\C*")
+    of_png = tf.strings.regex_full_match(heads, rf"\C{PNG[1:].decode()}\C*")
+    with_pixels = tf.strings.regex_full_match(heads, rf"\C*{PIXELS.decode()}\C*")
     return tf.cond(
-        tf.reduce_any(marked),
+        tf.reduce_any(marked | (of_png & ~with_pixels)),
         lambda: tf.ensure_shape(tf.numpy_function(look, [encoded], tf.bool, stateful=False), []),
         lambda: True,
     )

@@ -6,9 +6,10 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 
 from input_pipeline.batches import Batches, DataError, Slice
+from input_pipeline.decoding import EXIF_WITHIN
 from input_pipeline.image_folder import ImageFolder
 
 RANDOM = np.random.default_rng(0)
@@ -132,6 +133,30 @@ def test_pictures_are_turned_as_exif_says(tmp_path):
             found = read(source, *range(9))["image"] * 255
             np.testing.assert_allclose(found[..., 0], np.broadcast_to(upright, [9, 32, 32]), atol=3)
             np.testing.assert_array_equal(found[7], read(source, 7)["image"][0] * 255)
+
+
+@pytest.mark.parametrize("size", [None, 32])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_exif_is_found_behind_a_colour_profile(suffix, size, tmp_path):
+    """Of 3 KB, which Pillow writes before EXIF in PNG files; and none, behind another or not, turns nothing."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile += RANDOM.bytes(2600)
+    profile[:4] = len(profile).to_bytes(4, "big")
+    upright = np.kron(np.array([[0, 80], [160, 240]], np.uint8), np.ones((16, 16), np.uint8))
+    upright = np.stack([upright] * 3, -1)
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    for name, array, more in (
+        ("0", upright, {}),
+        ("1", np.rot90(upright, 1), {"exif": turned, "icc_profile": bytes(profile)}),
+        ("2", upright, {"icc_profile": bytes(profile)}),
+    ):
+        path = tmp_path / f"{name}.{suffix}"
+        Image.fromarray(array).save(path, quality=100, subsampling="4:4:4", **more)
+    if suffix == "png":
+        assert (tmp_path / "1.png").read_bytes().index(b"eXIf") > EXIF_WITHIN
+    found = read(ImageFolder(str(tmp_path), size=size), 0, 1, 2)["image"] * 255
+    np.testing.assert_allclose(found, np.broadcast_to(upright, [3, 32, 32, 3]), atol=3)
 
 
 def test_sides_change_places_where_a_picture_is_turned(tmp_path):
