@@ -61,7 +61,7 @@ class ImageFolder:
     ) -> None:
         form = Form("ImageFolder", size, fit, channels)
         self.classes, self.paths, labels = _list(pathlib.Path(os.path.expanduser(folder)))
-        names = np.array([str(path) for path in self.paths], object)
+        names = np.array([os.fsencode(path) for path in self.paths], object)
         self._arrays = Arrays({"path": names, "label": np.array(labels, np.int32)})
         self._pictures = EncodedPictures(
             len(self.paths), self._load, self._fetch, form, on_bad_record, bad_budget
@@ -88,12 +88,14 @@ class ImageFolder:
 
     def _load(self, at: int) -> tuple[str, bytes]:
         path = self.paths[at]
+        # Messages go through TensorFlow, which takes UTF-8, and names may be any bytes.
+        name = os.fsencode(path).decode(errors="backslashreplace")
         try:
-            return str(path), read_bytes(path, gone=True)
+            return name, read_bytes(path, gone=True)
         except OSError as error:
             # Not a bad record: another start, or another layout, could have read it.
             raise DataError(
-                f"{path} cannot be read ({reason_of(error)}): mend it and start again"
+                f"{name} cannot be read ({reason_of(error)}): mend it and start again"
             ) from None
 
     def _fetch(self, ids: tf.Tensor) -> tf.Tensor:

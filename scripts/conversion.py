@@ -317,7 +317,8 @@ def _identity(line: argparse.Namespace, files: Sequence[pathlib.Path]) -> str:
     state.update(json.dumps(options, sort_keys=True).encode())
     for file in files:
         known = file.stat()
-        state.update(f"\n{file.resolve()} {known.st_size} {known.st_mtime_ns}".encode())
+        place = os.fsencode(file.resolve())
+        state.update(b"\n%s %d %d" % (place, known.st_size, known.st_mtime_ns))
     return state.hexdigest()
 
 

@@ -143,6 +143,14 @@ def test_pictures_are_brought_to_a_size(sources, conversion, monkeypatch):
     assert len(Packed("packed")) == 7
 
 
+def test_names_of_pictures_may_be_any_bytes(sources, conversion, monkeypatch):
+    monkeypatch.chdir(sources)
+    os.rename("folder/a/1.png", b"folder/a/\xe9.png")
+    assert conversion.main(["images", "folder", "packed"]) == 0
+    found = np.load("packed/images.npy")[..., 0]
+    np.testing.assert_array_equal(found, PICTURES[[4, 1, 2, 3, 0, 5]])
+
+
 def test_another_folder_of_the_same_pictures_gives_the_same_bytes(sources, conversion, monkeypatch):
     monkeypatch.chdir(sources)
     subprocess.run(["cp", "-r", "folder", "copy"], check=True)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -189,6 +190,26 @@ def test_the_home_folder_may_be_named(tmp_path, monkeypatch):
     picture(tmp_path / "pictures/a.png")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(ImageFolder("~/pictures")) == 1
+
+
+def test_names_may_be_any_bytes(tmp_path, short_delays):
+    """As of an old archive, "café" in Latin-1; messages name it by its bytes."""
+    for size in (None, 6):
+        folder = tmp_path / f"{size}"
+        folder.mkdir()
+        bad = pathlib.Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))
+        written = picture(bad)
+        picture(folder / "d.png")
+        source = ImageFolder(str(folder), size=size and (6, 4))
+        np.testing.assert_array_equal(read(source, 0)["image"][0], written / np.float32(255))
+        for damage, message in (
+            (lambda path: path.write_bytes(b"?"), "cannot be read (it is no picture, or damaged)"),
+            (lambda path: path.unlink(), "cannot be read (No such file or directory)"),
+        ):
+            damage(bad)
+            with pytest.raises(tf.errors.OpError) as error:
+                next(iter(Batches(source, global_batch=2).training(Slice())))
+            assert f"DataError: {folder}/caf\\xe9.png {message}" in str(error.value)
 
 
 def test_what_is_left_out_is_counted(tmp_path, caplog):
