@@ -14,7 +14,7 @@ from sklearn.metrics.pairwise import euclidean_distances
 from input_pipeline.batches import Batches, Slice, Source
 from models.sample_metrics import frechet_distance, kernel_distance, neighbourhoods
 from trainer import durable
-from trainer.exits import ConfigError
+from trainer.exits import ConfigError, UsageError
 from trainer.features import FeatureNet, Seen
 from trainer.trainer import Trainer
 
@@ -36,11 +36,13 @@ class Judge:
     Args:
       net: gives the features.
       data: the training whose data set and samples are compared.
-      count: pictures of each kind; None for as many as there are, up to `MOST`.
+      count: pictures of each kind; None for as many as there are, up to `MOST`. Of a training source that does not know how
+        many it has, half of them at most, since it repeats them.
 
     Raises:
       ConfigError: if the model has no pictures or draws none; if the network is not for such pictures; if they are too few to
         have neighbours.
+      UsageError: if it is not known how many training pictures there are, none are held out and no count is given.
     """
 
     def __init__(self, net: FeatureNet, data: Trainer, count: int | None = None) -> None:
@@ -51,10 +53,16 @@ class Judge:
         self._net = net
         self.name = net.name
         train, held_out = data.batches.examples, data.batches.validation
-        if train is None:
-            train = 2 * MOST  # Such a source is large.
-        most = train // 2 if held_out is None else min(train, len(held_out))
-        self.count = min(most, count or MOST)
+        if train is None and held_out is None and count is None:
+            raise UsageError(
+                "how many pictures the training source has is not known, and none are held out: compare them by lockstep "
+                "evaluate --features=… --count=N, N at most half of the pictures"
+            )
+        self.count = count or MOST
+        if held_out is not None:
+            self.count = min(self.count, len(held_out))
+        if train is not None:
+            self.count = min(self.count, train // 2 if held_out is None else train)
         if self.count <= NEIGHBOURS:
             raise ConfigError(
                 f"{self.count} pictures of a kind are too few to compare: take more than {NEIGHBOURS}"

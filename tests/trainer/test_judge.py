@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -13,6 +14,9 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing import event_accumulator
 
+from input_pipeline.batches import Batches
+from input_pipeline.images import Images
+from input_pipeline.transforms import CentreCrop
 from models.sample_metrics import frechet_distance
 from tests.trainer.objectives import quiet
 from trainer import catalogue, config_files, judge
@@ -93,7 +97,7 @@ def test_samples_are_shown_beside_the_nearest_training_pictures(runs):
 
 
 def test_pictures_of_a_stream_are_compared(runs, capsys, tmp_path, monkeypatch):
-    """Whose number is not known: as many as are asked for, and neighbours among as many as are searched."""
+    """Whose number is not known: as many as are asked for, no fewer by default, and neighbours among as many as are searched."""
     digits = load_digits()["images"]
     with tf.io.TFRecordWriter(f"{tmp_path}/digits") as writer:
         for digit in np.rint(digits / 16 * 255).astype(np.uint8):
@@ -116,6 +120,14 @@ def test_pictures_of_a_stream_are_compared(runs, capsys, tmp_path, monkeypatch):
     (tmp_path / "stream.gin").write_text("\n".join(lines))
     run = f"--workdir={tmp_path}/run --strategy=one_device"
     assert lockstep(f"train {tmp_path}/stream.gin {run}") == 0
+    capsys.readouterr()
+    for command in (f"train {tmp_path}/stream.gin --workdir={tmp_path}/new", f"evaluate {run}"):
+        assert lockstep(f"{command} --features={runs}/classifier") == 64
+        assert capsys.readouterr().err == (
+            "lockstep: how many pictures the training source has is not known, and none are held out: compare them by "
+            "lockstep evaluate --features=… --count=N, N at most half of the pictures\n"
+        )
+    assert not (tmp_path / "new/metrics.jsonl").exists()
     assert lockstep(f"evaluate {run} --features={runs}/classifier --count=200") == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["real/precision"] > 0.6 and found["real/recall"] > 0.6
@@ -207,6 +219,26 @@ def test_samples_are_recognised_as_what_they_are_meant_to_be(runs, tmp_path):
     pictures[:5, 0, 2] = 200  # Right for one of these five.
     assert compare(pictures, classes=3)["recognised"] == 16 / 20
     assert "recognised" not in compare(pictures) and "recognised" not in compare(pictures, 4)
+
+
+@pytest.mark.parametrize(("given", "count"), [(None, 30), (20, 20), (90, 30)])
+def test_training_pictures_may_be_of_another_size_than_the_held_out(given, count, tmp_path):
+    """Which transforms bring them to that; a network for any size compares them as they are."""
+
+    class Greys(Means):
+        def __call__(self, pictures: np.ndarray) -> Seen:
+            return Seen(np.stack([pictures.mean((1, 2, 3)), pictures.std((1, 2, 3))], 1))
+
+    pictures = np.random.default_rng(0).integers(0, 256, [70, 8, 8], np.uint8)
+    batches = Batches(
+        Images(pictures[:40]),
+        global_batch=4,
+        transforms=[CentreCrop(6)],
+        validation=Images(pictures[40:, :6, :6]),
+    )
+    data = SimpleNamespace(batches=batches, objective=SimpleNamespace(sample=len))
+    compare = judge.Judge(Greys(tmp_path, b"greys"), data, given)
+    assert compare.count == count and set(compare.floor) == DISTANCES
 
 
 def test_what_was_seen_and_is_damaged_is_seen_again(runs, tmp_path):
