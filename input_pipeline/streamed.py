@@ -85,8 +85,9 @@ class StreamedTFRecords:
         self._fields.check_form(form, on_bad_record)
         self._bad = BadRecords("StreamedTFRecords", on_bad_record, bad_budget)
         self._files, self._buffer, self._interleave = files, buffer, interleave
+        path = os.path.expanduser(files)
         try:
-            self._paths = sorted(tf.io.gfile.glob(os.path.expanduser(files)))
+            self._paths = [path] if tf.io.gfile.exists(path) else sorted(tf.io.gfile.glob(path))
         except tf.errors.OpError as error:
             raise DataError(f"{files} cannot be listed ({error.message}): check the path") from None
         self._decoder: Decoder | None = None

@@ -20,7 +20,8 @@ class TFRecords(Examples):
     record begins is found once, when the files are opened.
 
     Args:
-      files: path of the shards, with * and ? for several: they follow each other in the order of their names.
+      files: path of the shards, with * and ? for several: they follow each other in the order of their names. A path that
+        is there is taken as it is.
       image: key of the feature that holds a picture: a JPEG or PNG file, or its bytes.
       label: key of an integer feature, or None.
       classes: how many labels there are, from 0 on; needed with `label`.
@@ -48,8 +49,14 @@ class TFRecords(Examples):
     ) -> None:
         form = Form("TFRecords", size, fit, channels)
         fields = Fields("TFRecords", image, label, classes, shape)
-        paths = sorted(glob.glob(os.path.expanduser(files)))
-        records = TFRecordFiles([pathlib.Path(path) for path in paths])
+        records = TFRecordFiles(shards(files))
         if not len(records):
             raise DataError(f"{files} names no records: give the path of TFRecord files")
         super().__init__(records, fields, form, on_bad_record, bad_budget)
+
+
+def shards(files: str) -> list[pathlib.Path]:
+    """The paths that one with * and ? stands for, in the order of their names, or the path itself if it is there."""
+    path = os.path.expanduser(files)
+    found = [path] if os.path.exists(path) else sorted(glob.glob(path))
+    return [pathlib.Path(one) for one in found]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import glob
 import hashlib
 import json
 import os
@@ -226,7 +225,7 @@ def _source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
     from input_pipeline.images import idx_images, mnist, numpy_images
     from input_pipeline.records import is_tfrecord
     from input_pipeline.tensorflow_dataset import TensorFlowDataset
-    from input_pipeline.tfrecords import TFRecords
+    from input_pipeline.tfrecords import TFRecords, shards
 
     name, path = line.source, pathlib.Path(os.path.expanduser(line.source))
     of_kinds = "labels part split data_dir image_feature label_feature classes shape"
@@ -257,7 +256,7 @@ def _source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
         _refuse(given.difference(DECODING), "a folder of pictures")
         folder = ImageFolder(name, **decoding)
         return folder, folder.paths
-    records = [pathlib.Path(file) for file in sorted(glob.glob(str(path)))]
+    records = shards(name)
     of_records = given & {"image_feature", "label_feature", "shape"}
     if of_records or len(records) > 1 or any(map(is_tfrecord, records)):
         _refuse(given & {"labels", "part", "split", "data_dir"}, "TFRecord files")
@@ -269,14 +268,14 @@ def _source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
             _refuse(set(decoding), "pictures that are bytes (--shape)")
             what = "height, width and channels"
             decoding["shape"] = _numbers(line, "shape", "28x28x1", what)
-        shards = TFRecords(
+        source = TFRecords(
             name,
             image=line.image_feature or "image/encoded",
             label=line.label_feature,
             classes=line.classes,
             **decoding,
         )
-        return shards, records
+        return source, records
     _refuse(given - {"labels"}, "an array")
     arrays = [os.path.expanduser(text) for text in (name, line.labels) if text]
     files = [

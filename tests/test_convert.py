@@ -59,6 +59,10 @@ def sources(tmp_path):
                 file = io.BytesIO()
                 Image.fromarray(array).save(file, "PNG")
                 writer.write(example(file.getvalue(), int(label)))
+    for name in ("a.tfrecord", "a"):
+        path = tmp_path / "set[1]" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((tmp_path / "train.tfrecord-1").read_bytes())
     with tf.io.TFRecordWriter(f"{tmp_path}/records") as writer:
         for array, label in zip(PICTURES, LABELS, strict=True):
             writer.write(example(array.tobytes(), int(label), "pixels"))
@@ -109,6 +113,8 @@ IDX = "mnist/train-images-idx3-ubyte.gz --labels=mnist/train-labels-idx1-ubyte.g
         ("train.tfrecord-1", [3, 4, 5], False),
         ("~/train.tfrecord-1", [3, 4, 5], False),
         ("records --image_feature=pixels --shape=4x5x1", range(6), False),
+        ("set[1]/a.tfrecord", [3, 4, 5], False),
+        ("set[1]/a", [3, 4, 5], False),
         ("tfds:tiny --data_dir=. --split=test", range(2), True),
         ("tfds:tiny:1.0.0 --data_dir=~", range(6), True),
         ("~/both.npz:x --labels=~/both.npz:y", range(6), True),

@@ -58,6 +58,16 @@ def test_batches_are_as_those_of_tfrecords(form, shards):
     np.testing.assert_array_equal(source.decode(found["image"]), exact.decode(found["image"]))
 
 
+def test_a_path_that_is_there_is_taken_as_it_is(shards, tmp_path):
+    path = tmp_path / "set[1]" / "train-*"
+    path.parent.mkdir()
+    path.write_bytes((shards / "train-2").read_bytes())
+    (tmp_path / "set[1]" / "train-1").write_bytes(b"?")
+    source = StreamedTFRecords(str(path), label="label", classes=COUNT, buffer=1)
+    found = labels(Batches(source, global_batch=1).training(Slice()), EACH)
+    np.testing.assert_array_equal(found, 2 * EACH + np.arange(EACH))
+
+
 def test_pictures_are_resized_and_converted(shards):
     batches = Batches(made(shards, size=(2, 3), channels=1), global_batch=2)
     assert next(iter(batches.training(Slice())))["image"].shape == (1, 2, 2, 3, 1)
