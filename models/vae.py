@@ -259,8 +259,13 @@ class VAE:
             return number + 1, tf.reduce_logsumexp(tf.concat([total[:, tf.newaxis], weights], 1), 1)
 
         nothing = tf.fill([noise.rows], tf.constant(-math.inf, noise.dtype))
+        # Chunks do not wait for each other: 10 of them would be in memory at once.
         _, total = tf.while_loop(
-            lambda number, _: number < chunks, more, (0, nothing), maximum_iterations=chunks
+            lambda number, _: number < chunks,
+            more,
+            (0, nothing),
+            parallel_iterations=1,
+            maximum_iterations=chunks,
         )
         return math.log(self.evaluation_samples) - total
 

@@ -257,6 +257,19 @@ def test_negative_log_likelihood_in_chunks_against_scipy(jit):
     assert np.all(found["negative_log_likelihood"] < found["negative_elbo"] + 3)
 
 
+def test_one_chunk_of_samples_is_in_memory_at_a_time():
+    vae = build(lambda: mlp(evaluation_samples=12, evaluation_chunk=4), "float64")
+
+    @tf.function
+    def evaluate():
+        noise = Noise(5, "evaluate", rows=ROWS, dtype=tf.float64)
+        return vae.evaluate(images(tf.float64), noise, tf.constant(0, tf.int64))
+
+    operations = evaluate.get_concrete_function().graph.get_operations()
+    loops = [one for one in operations if one.type in ("While", "StatelessWhile")]
+    assert [loop.get_attr("parallel_iterations") for loop in loops] == [1]
+
+
 def test_negative_log_likelihood_is_near_the_integral():
     """With one latent, log p(x) = log ∫ p(x | z) p(z) dz on a fine grid."""
     vae = VAE(
