@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from input_pipeline.bad_records import BadRecord, BadRecords
 from input_pipeline.batches import DataError
+from input_pipeline.sizes import height_and_width
 
 MODES = {1: "L", 3: "RGB"}
 GREY = ("1", "L", "LA", "La", "I", "F")
@@ -64,14 +65,8 @@ class Form:
     channels: int | None
 
     def __post_init__(self) -> None:
-        pair = self.pair
-        if pair is not None and (
-            len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair)
-        ):
-            raise ValueError(
-                f"{self.owner}.size is {self.size}: it must be height and width, such as (32, 48), or one number for "
-                "both, each at least 1, or None"
-            )
+        if self.size is not None:
+            height_and_width(f"{self.owner}.size", self.size, instead=", or None")
         if self.fit not in ("crop", "stretch"):
             raise ValueError(f'{self.owner}.fit is "{self.fit}": it must be "crop" or "stretch"')
         if self.channels not in (None, *MODES):
@@ -80,11 +75,9 @@ class Form:
             )
 
     @property
-    def pair(self) -> tuple[int, ...] | None:
+    def pair(self) -> tuple[int, int] | None:
         """Height and width."""
-        if self.size is None:
-            return None
-        return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        return None if self.size is None else height_and_width("size", self.size)
 
     def native(self, data: bytes) -> bool:
         """Whether a picture, and all like it, has this form already: nothing is resized or converted."""

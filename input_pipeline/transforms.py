@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from input_pipeline.batches import ElementSpec
 from input_pipeline.noise import Noise
+from input_pipeline.sizes import height_and_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,16 +61,10 @@ class _SizedTransform(_ImageTransform):
     size: int | Sequence[int]
 
     def __post_init__(self) -> None:
-        pair = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
-        if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
-            raise ValueError(
-                f"{type(self).__name__}.size is {self.size}: it must be height and width, such as (32, 48), or one "
-                "number for both, each at least 1"
-            )
+        height_and_width(f"{type(self).__name__}.size", self.size)
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
-        new_height, new_width = (self.size, self.size) if isinstance(self.size, int) else self.size
-        return new_height, new_width
+        return height_and_width("size", self.size)
 
 
 @dataclasses.dataclass(frozen=True)
