@@ -72,12 +72,7 @@ class TFRecordFiles:
         end = int(offsets[number + 1]) if number + 1 < len(offsets) else shard.size
         if self._checked[at]:
             return shard.read(first, end - FOOTER_BYTES - first)
-        found = shard.read(first, end - first)
-        data, stored = found[:-FOOTER_BYTES], found[-FOOTER_BYTES:]
-        if not is_checksum(stored, data):
-            raise BadRecord(
-                f"{self.name(at)} cannot be read (its checksum is wrong): mend or remove it"
-            )
+        data = checked(self.name(at), shard.read(first, end - first))
         self._checked[at] = True
         return data
 
@@ -94,6 +89,40 @@ def is_checksum(stored: bytes, data: bytes) -> bool:
     """Whether 4 bytes of a TFRecord file are the checksum of some data: their CRC-32C, rotated and moved."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF == int.from_bytes(stored, "little")
+
+
+def data_bytes(head: bytes, path: str | pathlib.Path, number: int) -> int:
+    """How long the data of a record are, by its header, which is compared with its checksum.
+
+    Args:
+      head: the header, or what there is of it.
+      path: of the file, for messages.
+      number: of the record, for messages.
+
+    Raises:
+      DataError: if the header was cut off or altered.
+    """
+    if len(head) < HEADER_BYTES:
+        raise cut_off(path, number)
+    length, stored = head[:8], head[8:]
+    if not is_checksum(stored, length):
+        raise DataError(
+            f"{path} is no TFRecord file, or was altered at record {number}: write it again"
+        )
+    return int.from_bytes(length, "little")
+
+
+def checked(name: str, record: bytes) -> bytes:
+    """The data of a record, compared with the checksum that follows them; raises BadRecord."""
+    data, stored = record[:-FOOTER_BYTES], record[-FOOTER_BYTES:]
+    if not is_checksum(stored, data):
+        raise BadRecord(f"{name} cannot be read (its checksum is wrong): mend or remove it")
+    return data
+
+
+def cut_off(path: str | pathlib.Path, number: int) -> DataError:
+    """The error of a file that ends within a record."""
+    return DataError(f"{path} was cut off within record {number}: copy or write it again")
 
 
 def is_tfrecord(path: pathlib.Path) -> bool:
@@ -166,16 +195,11 @@ def _offsets(shard: _Shard) -> np.ndarray:
         raise DataError(f"{path} is compressed, which has no records by number: unpack it")
     found: list[int] = []
     at = 0
-    while at + HEADER_BYTES <= shard.size:
-        head = shard.read(at, HEADER_BYTES)
-        length, stored = head[:8], head[8:]
-        if not is_checksum(stored, length):
-            raise DataError(
-                f"{path} is no TFRecord file, or was altered at record {len(found)}: write it again"
-            )
+    while at < shard.size:
+        head = shard.read(at, min(HEADER_BYTES, shard.size - at))
+        length = data_bytes(head, path, len(found))
         found.append(at)
-        at += HEADER_BYTES + int.from_bytes(length, "little") + FOOTER_BYTES
-    if at != shard.size:
-        cut = len(found) - (at > shard.size)
-        raise DataError(f"{path} was cut off within record {cut}: copy or write it again")
+        at += HEADER_BYTES + length + FOOTER_BYTES
+    if at > shard.size:
+        raise cut_off(path, len(found) - 1)
     return np.array(found, np.int64)

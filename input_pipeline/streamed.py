@@ -17,7 +17,14 @@ from input_pipeline.decoding import Decoder, Form, Size
 from input_pipeline.examples import Fields
 from input_pipeline.images import pictures
 from input_pipeline.order import shuffled_ids
-from input_pipeline.records import FOOTER_BYTES, GZIP, HEADER_BYTES, is_checksum
+from input_pipeline.records import (
+    FOOTER_BYTES,
+    GZIP,
+    HEADER_BYTES,
+    checked,
+    cut_off,
+    data_bytes,
+)
 from input_pipeline.retrying import reason_of, retrying
 
 BLOCK_BYTES = 1 << 20
@@ -155,7 +162,7 @@ class StreamedTFRecords:
             images, labels = [], []
             for name, record in _named(*records):
                 try:
-                    data = _checked(name, record)
+                    data = checked(name, record)
                     image, label = read(name, data), self._label(name, data)
                 except BadRecord as error:
                     self._bad.skip(error)
@@ -190,7 +197,7 @@ class StreamedTFRecords:
         """A decoder of pictures like the first that can be read, and that picture and its label."""
         for name, record in self._beginnings():
             try:
-                data = _checked(name, record)
+                data = checked(name, record)
                 encoded = self._fields.encoded(name, data)
                 example = form.decode(name, encoded), self._label(name, data)
                 return Decoder(form, name, encoded), example
@@ -288,24 +295,11 @@ def _record(path: str, number: int, head: bytes, file: tf.io.gfile.GFile) -> byt
     """The data, with their checksum, of the record whose header was just read and is compared with its own."""
     if number == 0 and head.startswith(GZIP):
         raise DataError(f"{path} is compressed, which is not read: unpack it")
-    length, stored = head[:8], head[8:]
-    if len(head) == HEADER_BYTES and not is_checksum(stored, length):
-        raise DataError(
-            f"{path} is no TFRecord file, or was altered at record {number}: write it again"
-        )
-    size = int.from_bytes(length, "little")
-    body = file.read(size + FOOTER_BYTES)
-    if len(head) < HEADER_BYTES or len(body) < size + FOOTER_BYTES:
-        raise DataError(f"{path} was cut off within record {number}: copy or write it again")
+    size = data_bytes(head, path, number) + FOOTER_BYTES
+    body = file.read(size)
+    if len(body) < size:
+        raise cut_off(path, number)
     return body
-
-
-def _checked(name: str, record: bytes) -> bytes:
-    """The data of a record, compared with their checksum; raises BadRecord."""
-    data, stored = record[:-FOOTER_BYTES], record[-FOOTER_BYTES:]
-    if not is_checksum(stored, data):
-        raise BadRecord(f"{name} cannot be read (its checksum is wrong): mend or remove it")
-    return data
 
 
 def _next(rows: Iterable[int], at: int, count: int) -> int:
