@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from input_pipeline import packing, writing
+from input_pipeline.images import Images
 from input_pipeline.packed import Packed
 from input_pipeline.packed_corpus import packed_corpus
 from input_pipeline.text_files import text_files
@@ -347,6 +348,55 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert conversion.main(arguments.split()) == code
     said = capsys.readouterr().err
     assert said.startswith("lockstep: ") and said.count("\n") == 1 and message in said
+
+
+def write_another_idx(folder):
+    (folder / "images").write_bytes(b"\0\0\7\3" + bytes(20))
+
+
+def add_colours(folder):
+    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(folder / "folder/c/6.png")
+
+
+def flip_a_packed_byte(folder):
+    packing.pack(Images(PICTURES), f"{folder}/packed")
+    data = bytearray((folder / "packed/images.npy").read_bytes())
+    data[-7] ^= 1
+    (folder / "packed/images.npy").write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prepare", "begins", "ends"),
+    [
+        (
+            "images images packed",
+            write_another_idx,
+            "images is no idx file (it begins with 00000703, not with 0000",
+            "name one such as train-images-idx3-ubyte.gz",
+        ),
+        (
+            "images folder packed",
+            add_colours,
+            "folder/c/6.png is coloured, and the first picture grey",
+            "set --channels to 1 or 3",
+        ),
+        (
+            "verify packed",
+            flip_a_packed_byte,
+            "packed/images.npy has the SHA-256 ",
+            "it was altered, copy or convert it again",
+        ),
+    ],
+)
+def test_bad_data_are_named_with_what_to_do(
+    arguments, prepare, begins, ends, sources, conversion, monkeypatch, capsys
+):
+    monkeypatch.chdir(sources)
+    prepare(sources)
+    assert conversion.main(arguments.split()) == 65
+    *progress, said = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"lockstep: {begins}") and said.endswith(f": {ends}")
+    assert all(line.endswith("%)") for line in progress)
 
 
 def test_a_full_disk_is_named_and_gone_on_with(sources, conversion, monkeypatch, capsys):

@@ -16,6 +16,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from input_pipeline.images import Images
+from input_pipeline.packing import pack
 from trainer import catalogue, config_files, main, pictures
 from trainer.hardware import Hardware
 
@@ -385,6 +387,39 @@ def test_held_out_pictures_that_do_not_fit_are_said_at_the_start(
     )
     assert main.main(command) == code
     assert capsys.readouterr().err == f"lockstep: {says}\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (
+            ["Experiment.source = @idx_images()", "idx_images.images = 'FOLDER/images'"],
+            "FOLDER/images is no idx file (it begins with 89504e47, not with 0000, a type and the number of dimensions): "
+            "name one such as train-images-idx3-ubyte.gz",
+        ),
+        (
+            ["Experiment.source = @Packed()", "Packed.folder = 'FOLDER/packed'"],
+            "by index.json: it was altered, copy or convert it again",
+        ),
+        (
+            ["Experiment.source = @TFRecords()", "TFRecords.files = 'FOLDER/images'"],
+            "FOLDER/images is no TFRecord file, or was altered at record 0: write it again",
+        ),
+    ],
+    ids=["idx", "packed", "records"],
+)
+def test_data_that_are_damaged_are_said_at_the_start(
+    lines, says, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "images", "PNG")
+    pack(Images(np.zeros((3, 8, 8), np.uint8), np.arange(3)), f"{tmp_path}/packed")
+    damaged = tmp_path / "packed/images.npy"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\1")
+    command = dry_run(tmp_path, *(line.replace("FOLDER", str(tmp_path)) for line in lines))
+    assert main.main(command) == 65
+    said = capsys.readouterr().err
+    assert said.startswith(f"lockstep: {tmp_path}/") and said.count("\n") == 1
+    assert said.endswith(f"{says}\n".replace("FOLDER", str(tmp_path)))
 
 
 def test_a_stream_trains_on_two_replicas_goes_on_and_is_said_to_be_inexact(
