@@ -15,7 +15,7 @@ from input_pipeline.arrays import Arrays
 from input_pipeline.batches import DataError, ElementSpec, Feature
 from input_pipeline.decoding import EncodedPictures, Form, Size
 from input_pipeline.images import pictures
-from input_pipeline.retrying import read_bytes, reason_of
+from input_pipeline.retrying import read_bytes, reason_of, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
@@ -88,8 +88,7 @@ class ImageFolder:
 
     def _load(self, at: int) -> tuple[str, bytes]:
         path = self.paths[at]
-        # Messages go through TensorFlow, which takes UTF-8, and names may be any bytes.
-        name = os.fsencode(path).decode(errors="backslashreplace")
+        name = shown(path)
         try:
             return name, read_bytes(path, gone=True)
         except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def retrying(read: Callable[[], T], name: str, gone: bool = True) -> T:
     Raises:
       OSError: that of the last try, or one that no further try would mend.
     """
-    again = MOMENTARY | GONE if gone else MOMENTARY
+    name, again = shown(name), MOMENTARY | GONE if gone else MOMENTARY
     for delay in DELAYS_SECONDS:
         try:
             return read()
@@ -69,6 +70,11 @@ def retrying(read: Callable[[], T], name: str, gone: bool = True) -> T:
 def read_bytes(path: pathlib.Path, gone: bool = False) -> bytes:
     """The contents of a file, as `retrying` reads it; raises OSError."""
     return retrying(path.read_bytes, str(path), gone)
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A file's name for messages, which go through what takes UTF-8 only: other bytes, as names may have, as \\x and two digits."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def reason_of(error: OSError) -> str:

@@ -208,7 +208,7 @@ def test_names_may_be_any_bytes(tmp_path, short_delays):
         ):
             damage(bad)
             with pytest.raises(tf.errors.OpError) as error:
-                next(iter(Batches(source, global_batch=2).training(Slice())))
+                tf.function(lambda s=source: s.read(tf.constant([0], tf.int64)))()
             assert f"DataError: {folder}/caf\\xe9.png {message}" in str(error.value)
 
 
