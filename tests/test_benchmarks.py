@@ -125,13 +125,14 @@ def test_other_ways_compute_our_layer(
     lstm = program("lstm")
     settings = {"streams": 3, "window": 5, "embedding": 4, "widths": (6, 7)}
     drawn = {4: np.ones([3, 5, 4]) / 7, 7: np.ones([3, 5, 7])}
-    monkeypatch.setattr(
-        lstm.tf.random, "normal", lambda shape: lstm.tf.constant(drawn[shape[-1]], "float32")
-    )
-    ours, *others = (
-        lstm.layers_step(way, settings, "float32", xla=False)()
-        for way in ("lockstep", "block", "unrolled")
-    )
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            lstm.tf.random, "normal", lambda shape: lstm.tf.constant(drawn[shape[-1]], "float32")
+        )
+        ours, *others = (
+            lstm.layers_step(way, settings, "float32", xla=False)()
+            for way in ("lockstep", "block", "unrolled")
+        )
     assert np.abs(ours).min() > 1e-5
     for other in others:
         np.testing.assert_allclose(other, ours, rtol=1e-4)

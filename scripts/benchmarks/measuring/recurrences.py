@@ -9,22 +9,31 @@ import tensorflow as tf
 def block(
     x: tf.Tensor, kernel: tf.Tensor, recurrent_kernel: tf.Tensor, bias: tf.Tensor
 ) -> tf.Tensor:
-    """TensorFlow's kernel of a whole layer on CPU, with one product a time of inputs and state together; float32."""
+    """TensorFlow's kernel of a whole layer on CPU, with one product a time of inputs and state together; float32.
+
+    Not BlockLSTMV2, of which TensorFlow 2.21 takes the gradient as if its gates were in the first one's order, i, g, f, o.
+    """
     time, rows, units = x.shape[1], x.shape[0], recurrent_kernel.shape[0]
     zero, none = tf.zeros([rows, units], x.dtype), tf.zeros([units], x.dtype)
-    *_, outputs = tf.raw_ops.BlockLSTMV2(
+    *_, outputs = tf.raw_ops.BlockLSTM(
         seq_len_max=tf.constant(time, tf.int64),
         x=tf.transpose(x, [1, 0, 2]),
         cs_prev=zero,
         h_prev=zero,
-        w=tf.concat([kernel, recurrent_kernel], 0),
+        w=_reordered(tf.concat([kernel, recurrent_kernel], 0)),
         wci=none,
         wcf=none,
         wco=none,
-        b=bias,
-        cell_clip=0.0,  # None.
+        b=_reordered(bias),
+        forget_bias=0.0,
+        cell_clip=-1.0,  # None.
     )
     return tf.transpose(outputs, [1, 0, 2])
+
+
+def _reordered(weights: tf.Tensor) -> tf.Tensor:
+    i, f, g, o = tf.split(weights, 4, -1)
+    return tf.concat([i, g, f, o], -1)
 
 
 def unrolled(
