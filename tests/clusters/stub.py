@@ -4,7 +4,7 @@ It holds a list of words for each life of the gang, a word for each worker. Thes
   save   exits with 75 on SIGTERM and with 130 on SIGINT
   deaf   hears no SIGTERM
   child  has a child that hears none
-These go on when all that wait do so:
+These go on when every worker of this life has come so far:
   0, 7   exits with this code
   KILL   is ended by this signal
 """
@@ -43,11 +43,10 @@ def main(path: str, hosts: str, worker: str) -> None:
         child = subprocess.Popen([sys.executable, "-u", "-c", DEAF], stdout=subprocess.PIPE)
         child.stdout.readline()
         plan.with_name("child").write_text(str(child.pid))
+    plan.with_name(f"ready-{life}-{worker}").touch()
     if word in ("save", "deaf", "child"):
-        plan.with_name(f"waits-{life}-{worker}").touch()
         time.sleep(600)
-    waiting = [i for i, other in enumerate(words) if other in ("save", "deaf", "child")]
-    while not all(plan.with_name(f"waits-{life}-{i}").exists() for i in waiting):
+    while not all(plan.with_name(f"ready-{life}-{i}").exists() for i in range(len(words))):
         time.sleep(0.01)
     if word == "KILL":
         os.kill(os.getpid(), signal.SIGKILL)

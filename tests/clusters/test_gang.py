@@ -136,7 +136,7 @@ def launched(folder: pathlib.Path, words: str):
     process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
     try:
         numbers = re.findall(r"\d+", process.stdout.readline())[1:]
-        while len(list(folder.glob("waits-0-*"))) < 2:
+        while len(list(folder.glob("ready-0-*"))) < 2:
             assert process.poll() is None
             time.sleep(0.01)
         yield process, [int(number) for number in numbers]
