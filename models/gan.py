@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -61,6 +62,8 @@ class GAN:
       critic_updates: of the discriminator for one of the generator.
       average_decay: of the moving average of the generator's weights, with which `evaluate` and `sample` work; 0 for
         none, then they work with the generator itself.
+      truncation: samples are of normal latents no component of which is larger (Brock, Donahue & Simonyan 2019, the truncation
+        trick): the smaller, the more typical of the data and the less diverse. None for all of them; training always has all.
       generator_optimizer: moves the generator.
       discriminator_optimizer: moves the discriminator.
     """
@@ -81,6 +84,7 @@ class GAN:
         watch_diversity: bool = True,
         critic_updates: int = 1,
         average_decay: float = 0.999,
+        truncation: float | None = None,
         generator_optimizer: Optimizer = ADAM,
         discriminator_optimizer: Optimizer = ADAM,
     ):
@@ -109,6 +113,8 @@ class GAN:
             )
         if not 0 <= average_decay < 1:
             raise ValueError(f"average_decay is {average_decay}: it must be at least 0 and below 1")
+        if truncation is not None and not truncation > 0:
+            raise ValueError(f"GAN.truncation is {truncation}: it must be above 0, or None")
         self.shape = image_shape(element_spec)
         self.classes = count_classes(element_spec, "GAN.conditional is True") if conditional else 0
         self.generator_factory = generator
@@ -122,6 +128,7 @@ class GAN:
         self.watch_diversity = watch_diversity
         self.critic_updates = critic_updates
         self.average_decay = average_decay
+        self.truncation = truncation
         self.generator_optimizer = generator_optimizer
         self.discriminator_optimizer = discriminator_optimizer
 
@@ -194,11 +201,11 @@ class GAN:
     def sample(self, noise: Noise) -> tf.Tensor:
         """Images of the averaged generator, `[rows, height, width, channels]` in [0, 1]; the classes take turns."""
         labels = noise.index % self.classes if self.classes else None
-        return (self._generate(self.averaged, labels, noise) + 1) / 2
+        return (self._image(self.averaged, self._typical(noise), labels, noise) + 1) / 2
 
     def pictures(self, batch: Batch, noise: Noise) -> Mapping[str, tf.Tensor]:
         """The table "interpolations": from one latent to another at equal angles, each row of one class."""
-        latent = noise("latent").normal([self.latent])
+        latent = self._typical(noise)
         pairs = noise.rows // 2
         if not pairs:
             return {}
@@ -237,6 +244,15 @@ class GAN:
         """Images of random latents."""
         latent = noise("latent").normal([self.latent])
         return self._image(generator, latent, labels, noise, training, update)
+
+    def _typical(self, noise: Noise) -> tf.Tensor:
+        """The latents of samples, `[b, latent]`."""
+        if self.truncation is None:
+            return noise("latent").normal([self.latent])
+        limit = tf.constant(self.truncation, noise.dtype)
+        signed = 2 * noise("latent").uniform([self.latent]) - 1
+        latent = math.sqrt(2) * tf.math.erfinv(tf.math.erf(limit / math.sqrt(2)) * signed)
+        return tf.clip_by_value(latent, -limit, limit)  # It may round beyond.
 
     def _image(
         self,

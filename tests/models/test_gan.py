@@ -5,6 +5,7 @@ import functools
 import keras
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 from tensorflow.python.util import _pywrap_util_port
 
@@ -351,6 +352,31 @@ def test_samples_take_the_classes_in_turn():
     np.testing.assert_allclose(samples, (expected + 1) / 2, rtol=1e-12)
 
 
+@pytest.mark.parametrize("jit", [False, True])
+def test_truncated_latents_are_those_of_a_truncated_normal(jit):
+    """Of samples and their interpolations; training and evaluation have the normal ones."""
+    gan = build(lambda: linear("hinge", truncation=0.7), "float64")
+    kernel, bias = (v.numpy() for v in gan.averaged.weights)
+    noise = functools.partial(Noise, 5, "sample", rows=4000, dtype=tf.float64)
+    draw = tf.function(lambda: gan.sample(noise()), jit_compile=jit)
+    samples = draw().numpy().reshape(4000, 6)
+    latent = np.linalg.lstsq(kernel.T, (np.arctanh(2 * samples - 1) - bias).T)[0].T
+    assert np.abs(latent).max() <= 0.7 + 1e-6
+    assert scipy.stats.kstest(latent.ravel(), scipy.stats.truncnorm(-0.7, 0.7).cdf).pvalue > 0.01
+    table = gan.pictures(images(tf.float64, (2, 3, 1)), noise())["interpolations"]
+    np.testing.assert_allclose(
+        tf.reshape(table[:, 0], [2000, 6]), samples[:2000], rtol=1e-6, atol=1e-9
+    )
+    batch, still = images(tf.float64, (2, 3, 1)), build(lambda: linear("hinge"), "float64")
+    step = tf.constant(0, tf.int64)
+    for method in (GAN.evaluate, GAN.generator_loss):
+        one, other = (
+            method(each, batch, Noise(1, "x", rows=ROWS, dtype=tf.float64), step)
+            for each in (gan, still)
+        )
+        tf.nest.map_structure(np.testing.assert_array_equal, one, other)
+
+
 def test_the_discriminator_sees_augmented_images_in_training_alone():
     """Real and generated ones alike, each changed by noise of its own."""
     changes = ("colour", "translation", "cutout")
@@ -534,6 +560,7 @@ def test_images_that_do_not_fit_are_named(shape, stages, message):
         ({"conditional": True}, "the data has image but no label: give the source labels"),
         ({"critic_updates": 0}, "critic_updates 0"),
         ({"average_decay": 1.0}, "average_decay is 1.0"),
+        ({"truncation": 0.0}, "GAN.truncation is 0.0: it must be above 0, or None"),
     ],
 )
 def test_arguments_are_checked(arguments, message):
