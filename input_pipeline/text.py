@@ -35,10 +35,11 @@ class Text:
         self.element_spec: ElementSpec = {
             "tokens": Feature((window + 1,), "int32", corpus.tokenizer.size)
         }
+        self.characters = corpus.tokenizer.characters
+        """How many characters each token of the vocabulary stands for, int32 `[size]`, or None: see `tokenization.Tokenizer`."""
         self._characters = None
-        characters = corpus.tokenizer.characters
-        if characters is not None:
-            self._characters = Arrays({"characters": characters})
+        if self.characters is not None:
+            self._characters = Arrays({"characters": self.characters})
             self.element_spec = {**self.element_spec, "characters": Feature((), "int32")}
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,12 @@ class NGrams:
             raise ValueError(f"NGrams.order is {self.order}: it must be at least 1")
 
     def __call__(self, source: Any, validation: Any) -> dict[str, float]:
-        """The "loss" in nats a token of a held-out text, and its "perplexity".
+        """The "loss" in nats a token of a held-out text, its "perplexity", and as of `LanguageModel.summary` "nats_per_character"
+        and "bits_per_character".
 
         Args:
           source: of the training, with `tokens`, integers `[n]`, and a feature "tokens" whose cardinality is the vocabulary.
-          validation: the held-out one, likewise.
+          validation: the held-out one, likewise, with `characters`, how many each token of the vocabulary stands for, or None.
 
         Raises:
           ValueError: if it is no text.
@@ -39,7 +41,13 @@ class NGrams:
             raise ValueError("NGrams counts tokens, which these data have not: leave it out")
         vocabulary = source.element_spec["tokens"].cardinality
         nats = ngram_baseline(source.tokens, validation.tokens, vocabulary, self.order)
-        return {"loss": nats, "perplexity": float(np.exp(nats))}
+        metrics = {"loss": nats, "perplexity": float(np.exp(nats))}
+        if validation.characters is not None:
+            targets = validation.tokens[1:]
+            characters = validation.characters[targets].mean(dtype=np.float64)
+            metrics["nats_per_character"] = nats / float(characters)
+            metrics["bits_per_character"] = metrics["nats_per_character"] / math.log(2)
+        return metrics
 
 
 def ngram_baseline(train: np.ndarray, held_out: np.ndarray, vocabulary: int, order: int) -> float:

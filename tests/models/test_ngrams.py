@@ -106,14 +106,20 @@ class Text:
 
     element_spec: ClassVar = {"tokens": Feature((3,), "int32", 3)}
 
-    def __init__(self, *tokens):
-        self.tokens = np.array(tokens)
+    def __init__(self, *tokens, characters=None):
+        self.tokens, self.characters = np.array(tokens), characters
 
 
 def test_the_baseline_of_an_experiment():
     train, held_out = Text(0, 1, 0, 2, 0, 1), Text(0, 1, 1)
     nats = ngram_baseline(train.tokens, held_out.tokens, 3, 2)
     assert NGrams(order=2)(train, held_out) == {"loss": nats, "perplexity": np.exp(nats)}
+    # Token 1 is of three characters, and a target twice; token 0 is context only.
+    told = Text(0, 1, 1, characters=np.array([1, 3, 7], np.int32))
+    per_character = {"nats_per_character": nats / 3, "bits_per_character": nats / 3 / math.log(2)}
+    assert NGrams(order=2)(train, told) == pytest.approx(
+        {"loss": nats, "perplexity": np.exp(nats)} | per_character, rel=1e-12
+    )
     with pytest.raises(ValueError, match="counts tokens, which these data have not"):
         NGrams()(train, object())
     with pytest.raises(ValueError, match="order is 0"):
