@@ -27,7 +27,7 @@ from trainer import durable, pictures
 from trainer.exits import DataProblem
 
 MOST_FRAMES = 50
-"""Of the animation of a training."""
+"""Of an animation of a training."""
 
 
 class MetricWriter:
@@ -83,14 +83,17 @@ class MetricWriter:
         return self._keep(f"step-{step:08d}{ending}.png", data)
 
     def animate(self) -> None:
-        """Writes `samples/training.gif` of the pictures of samples there are, if they are several."""
-        folder = self._workdir / "samples"
-        paths = sorted(folder.glob("step-????????.png"))
-        if len(paths) > 1:
-            # The last is always among them.
-            every = -(-len(paths) // MOST_FRAMES)
-            frames = [path.read_bytes() for path in reversed(paths[::-1][::every])]
-            self._keep("training.gif", pictures.animation(frames))
+        """Writes `samples/training.gif` of the pictures of samples there are, if they are several; of tables and other pictures
+        NAME likewise `samples/training-NAME.gif`."""
+        kinds: dict[str, list[pathlib.Path]] = {}
+        for path in sorted(self._workdir.glob("samples/step-????????*.png")):
+            kinds.setdefault(path.stem[13:], []).append(path)
+        for ending, paths in kinds.items():
+            if len(paths) > 1:
+                # The last is always among them.
+                every = -(-len(paths) // MOST_FRAMES)
+                frames = [path.read_bytes() for path in reversed(paths[::-1][::every])]
+                self._keep(f"training{ending}.gif", pictures.animation(frames))
 
     def _keep(self, name: str, data: bytes) -> pathlib.Path:
         path = self._workdir / "samples" / name

@@ -304,20 +304,23 @@ def test_other_samples_are_refused(tmp_path, decoded):
     )
 
 
-def test_an_animation_of_the_samples(tmp_path, monkeypatch):
-    """Of at most so many, the last among them; tables and other samples are not in it."""
+def test_animations_of_samples_and_of_tables(tmp_path, monkeypatch):
+    """Of at most so many, the last among them; of a kind of picture there is but one of, none."""
     monkeypatch.setattr(metrics, "MOST_FRAMES", 2)
     with metrics.MetricWriter(tmp_path, 0) as writer:
         for step, level in ((1, 0), (2, 100), (3, 255)):
             writer.samples(step, np.full([1, 2, 2, 1], level, np.uint8))
-            path = writer.table(step, "pairs", np.zeros([1, 2, 2, 2, 1], np.uint8))
+            path = writer.table(step, "pairs", np.full([1, 2, 2, 2, 1], 255 - level, np.uint8))
+        writer.table(3, "once", np.zeros([1, 2, 2, 2, 1], np.uint8))
         writer.animate()
     assert path.name == "step-00000003-pairs.png"
-    with PIL.Image.open(tmp_path / "samples" / "training.gif") as animation:
-        assert animation.n_frames == 2
-        assert np.asarray(animation.convert("L")).min() == 0
-        animation.seek(1)
-        assert np.asarray(animation.convert("L")).min() == 255
+    for name, levels in (("training.gif", (0, 255)), ("training-pairs.gif", (255, 0))):
+        with PIL.Image.open(tmp_path / "samples" / name) as animation:
+            assert animation.n_frames == 2
+            for frame, level in enumerate(levels):
+                animation.seek(frame)
+                assert np.asarray(animation.convert("L"))[0, 0] == level
+    assert not (tmp_path / "samples" / "training-once.gif").exists()
 
 
 def test_samples_of_later_steps_are_dropped(tmp_path):

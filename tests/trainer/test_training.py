@@ -647,7 +647,7 @@ class Pixels(Table):
 
 @pytest.mark.parametrize("held_out", [True, False])
 def test_pictures_of_an_objective_are_written(held_out, tmp_path):
-    """Of held-out examples, else of the first that are trained on, beside the samples; the animation at the end."""
+    """Of held-out examples, else of the first that are trained on, beside the samples; the animations at the end."""
     x = np.linspace(0, 1, 48, dtype=np.float32).reshape([16, 3])
     source = Pixels({"x": x, "y": x[:, 0]})
     fields = {"steps": 2, "samples": 4, "sample_every": 1, "global_batch": 8}
@@ -666,5 +666,6 @@ def test_pictures_of_an_objective_are_written(held_out, tmp_path):
         "step-00000001.png",
         "step-00000002-pairs.png",
         "step-00000002.png",
+        "training-pairs.gif",
         "training.gif",
     ]
