@@ -11,7 +11,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
@@ -105,28 +105,32 @@ class Registry:
             self._check_names(binding)
         macros = {b.name: b for b in bindings if not b.parameter}
         used_macros = {m.name for b in bindings for m in _find(Macro, b.value)}
-        bound: dict[tuple[str, str, str], Binding] = {}
-        for binding in bindings:
-            value = _substitute(binding.value, macros, binding.place, ())
-            if binding.parameter:
-                key = (binding.scope, binding.name, binding.parameter)
-                bound[key] = dataclasses.replace(binding, value=value)
+        whole = [
+            dataclasses.replace(b, value=_substitute(b.value, macros, b.place, ()))
+            for b in bindings
+        ]
+        bound = {(b.scope, b.name, b.parameter): b for b in whole if b.parameter}
         for binding in bound.values():
-            if _is_required(binding.value):
-                raise ConfigError(
-                    f"{binding.place}: {binding.key} is required: "
-                    f"set it in a config, or by --gin_param={binding.key}=…"
-                )
-            self._named[binding.name].check_type(binding, self._named)
+            if not _is_required(binding.value):
+                self._named[binding.name].check_type(binding, self._named)
         for macro in macros.values():
             if macro.name not in used_macros:
                 near = nearest(macro.name, used_macros)
                 raise ConfigError(f"{macro.place}: macro {macro.name} is never used{near}")
 
         calls, values = self._calls(bound)
-        for scope, name, parameter in bound:
-            if not any(name == called and _within(scope, active) for called, active in calls):
-                raise self._unused(bound[scope, name, parameter], calls)
+        for key, binding in bound.items():
+            if _reads(calls, binding):
+                if _is_required(binding.value):
+                    lacking = _lacking(bindings[whole.index(binding)], macros)
+                    raise ConfigError(
+                        f"{lacking.place}: {lacking.key} is required: "
+                        f"set it in a config, or by --gin_param={lacking.key}=…"
+                    )
+            elif _reads(self._replaced(whole, bound, whole.index(binding)), binding):
+                del values[key]
+            else:
+                raise self._unused(binding, calls)
         ordered = sorted(values, key=lambda key: (key[1].lower(), key[1], key[0], key[2]))
         return Resolved(
             tuple(dict.fromkeys(found.module for found in statements.imports)),
@@ -168,17 +172,29 @@ class Registry:
             raise ConfigError(f"{binding.place}: {binding.name} is not known{near}")
         found.check_name(binding)
 
+    def _replaced(
+        self, whole: Sequence[Binding], bound: Mapping[tuple[str, str, str], Binding], number: int
+    ) -> set[tuple[str, str]]:
+        """The calls that there would be if nothing after the statement of this number had taken the place of another."""
+        last = {b.key: n for n, b in enumerate(whole)}
+        before = [b for n, b in enumerate(whole) if n < last[b.key] and last[b.key] > number]
+        return self._calls(
+            bound, [(r.name, r.scope or b.scope) for b in before for r in _find(Reference, b.value)]
+        )[0]
+
     def _calls(
-        self, bound: Mapping[tuple[str, str, str], Binding]
+        self,
+        bound: Mapping[tuple[str, str, str], Binding],
+        others: Collection[tuple[str, str]] = (),
     ) -> tuple[set[tuple[str, str]], dict[tuple[str, str, str], Any]]:
-        """Follows the references from the root.
+        """Follows the references from the root, and from others, which may lack values.
 
         Returns:
           Calls, (name, active scope), and all values: those bound, and the defaults that hold in some call.
         """
         calls: set[tuple[str, str]] = set()
         values = {key: binding.value for key, binding in bound.items()}
-        todo = [(self.root, "")]
+        todo = [(self.root, ""), *others]
         while todo:
             name, active = call = todo.pop()
             if call in calls:
@@ -191,7 +207,7 @@ class Registry:
                 if winners:
                     value = bound[max(winners, key=lambda key: len(key[0]))].value
                 elif declared.default is inspect.Parameter.empty:
-                    if self._named[name].imported:
+                    if self._named[name].imported or others:
                         continue
                     key = _key(active, name, parameter)
                     raise ConfigError(
@@ -272,6 +288,19 @@ _UNWRITABLE = object()
 
 def _key(scope: str, name: str, parameter: str) -> str:
     return f"{scope}/{name}.{parameter}" if scope else f"{name}.{parameter}"
+
+
+def _reads(calls: Collection[tuple[str, str]], binding: Binding) -> bool:
+    return any(name == binding.name and _within(binding.scope, active) for name, active in calls)
+
+
+def _lacking(binding: Binding, macros: Mapping[str, Binding]) -> Binding:
+    """Of a binding that has no value yet the macro that must be given one, or itself."""
+    for macro in _find(Macro, binding.value):
+        found = macros.get(macro.name)
+        if found and _is_required(_substitute(found.value, macros, found.place, ())):
+            return _lacking(found, macros)
+    return binding
 
 
 def _within(scope: str, active: str) -> bool:

@@ -215,6 +215,10 @@ def _explain(error: SyntaxError) -> str:
         word = token[1]
         return f'the value {word} is not a literal: a text needs quotes ("{word}"), a name @ or %'
     source = (error.text or "").strip()
+    name, equals, value = source.partition("=")
+    if equals and "Unable to parse value" in message and value.strip()[:1] not in {*"\"'([{"}:
+        text = render(value.strip()).replace("'", '"')
+        return f"the value {value.strip()} is not a literal: a text needs quotes, --gin_param='{name.strip()}={text}'"
     return f"cannot read {source!r}: {' '.join(message.split()).rstrip('.')}"
 
 

@@ -259,6 +259,39 @@ def test_parameter_from_the_command_line_is_named(registry, write) -> None:
     assert line(registry, "Cake.name=sponge", names=("bake",)).startswith(
         "--gin_param Cake.name=sponge: the value sponge is not a literal: a text needs quotes"
     )
+    assert line(registry, "Cake.name=/a/sponge", names=("bake",)) == (
+        "--gin_param Cake.name=/a/sponge: the value /a/sponge is not a literal: a text needs quotes, "
+        "--gin_param='Cake.name=\"/a/sponge\"'"
+    )
+
+
+def test_what_a_replaced_value_needed_is_left_out(registry, write) -> None:
+    """Also by an including file and by a macro; nothing that is said after it was replaced."""
+    write("base", GOOD + "OVEN = @first/Oven()\nCake.oven = %OVEN\nfirst/Oven.fan = True\n")
+    none = resolve(registry, "Cake.oven=None", names=("base",))
+    assert none.bindings["Cake.oven"] == "None" and "Oven" not in none.text
+    other = resolve(registry, "OVEN=@second/Oven()", "second/Oven.fan=False", names=("base",))
+    assert {k: v for k, v in other.bindings.items() if k.endswith("fan")} == {
+        "second/Oven.fan": "False"
+    }
+    write("user", "include 'base.gin'\nCake.oven = None\n")
+    assert resolve(registry, names=("user",)) == none
+    for late in (("Cake.oven=None", "first/Oven.fan=False"), ("Cake.oven=None", "Oven.fan=False")):
+        assert line(registry, *late, names=("base",)).endswith(
+            "Oven.fan is never used: nothing in this configuration refers to @Oven"
+        )
+    assert "frist/Oven.fan is never used" in line(
+        registry, "frist/Oven.fan=True", "Cake.oven=None", names=("base",)
+    )
+
+
+def test_what_is_required_is_named_by_its_macro_and_only_where_it_is_used(registry, write) -> None:
+    text = "FAN = %gin.REQUIRED\nHOT = %FAN\nCake.oven = @Oven()\nOven.fan = %HOT\n"
+    write("base", GOOD + text)
+    assert line(registry, names=("base",)) == (
+        "configs/base.gin:3: FAN is required: set it in a config, or by --gin_param=FAN=…"
+    )
+    assert "Oven" not in resolve(registry, "Cake.oven=None", names=("base",)).text
 
 
 def test_function_called_later_leaves_its_scope(registry) -> None:
