@@ -18,7 +18,6 @@ import rich.console
 import rich.progress
 
 from trainer import backend
-from trainer.data_errors import data_problem
 from trainer.exits import CannotCreate, UsageError, UserError, one_line
 from trainer.main import INTERRUPTED
 
@@ -334,13 +333,18 @@ def _user_error(error: Exception, destination: str) -> UserError | None:
         return CannotCreate(
             f"{error.filename or destination} cannot be read or written ({reason}): mend it, and the same command goes on"
         )
+    # Imports TensorFlow, which is silent only if backend.start has imported it.
+    from trainer.data_errors import data_problem
+
     return data_problem(error)
 
 
 def _in_flags(message: str) -> str:
-    """What a source says of its arguments, which have other names here: ImageFolder.size is --size."""
+    """What a source says of its arguments, which have other names here: ImageFolder.size is --size, tokens = "bytes" --tokens=bytes."""
     sources = r"\b(?:ImageFolder|TFRecords|TensorFlowDataset)\.(\w+)"
-    return re.sub(sources, lambda found: FLAGS.get(found[1], f"--{found[1]}"), message)
+    message = re.sub(sources, lambda found: FLAGS.get(found[1], f"--{found[1]}"), message)
+    message = re.sub(r'\btokens (?:is|=) "([^"]*)"', r"--tokens=\1", message)
+    return re.sub(r"(?<!-)\b(extra_characters\b|vocabulary(?= is ))", r"--\1", message)
 
 
 class Progress:

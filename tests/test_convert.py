@@ -10,6 +10,7 @@ import os
 import re
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +265,11 @@ def write_text(folder):
     (folder / "text").write_text(LINES)
 
 
+def write_accents(folder):
+    write_text(folder)
+    (folder / "other").write_text("é")
+
+
 def damage_packed(folder):
     (folder / "packed").mkdir()
     (folder / "packed/index.json").write_text("{}")
@@ -331,7 +337,14 @@ def damage_packed(folder):
         ("text nowhere mnist", None, 65, "mnist is there already: remove it"),
         ("text folder packed", None, 65, "folder has no files *.txt"),
         ("text text packed --column=x", write_text, 65, "text is no table: name a file .csv"),
-        ("text text packed --tokens=letters", write_text, 64, 'tokens is "letters": choose one'),
+        ("text text packed --tokens=letters", write_text, 64, "--tokens=letters: choose one"),
+        (
+            "text text packed --validation=other",
+            write_accents,
+            65,
+            "add them by --extra_characters, or choose --tokens=bytes",
+        ),
+        ("text text packed --vocabulary=9", write_text, 64, "--vocabulary is 9: it is for words"),
         ("text text packed --tokens=subwords", write_text, 64, "say how many subwords"),
         ("text text packed --validation=1", write_text, 64, "held out are validation 1.0"),
         ("text text packed --validation=x", write_text, 65, "x cannot be read (No such file"),
@@ -348,6 +361,15 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert conversion.main(arguments.split()) == code
     said = capsys.readouterr().err
     assert said.startswith("lockstep: ") and said.count("\n") == 1 and message in said
+
+
+def test_what_tf_data_says_beside_it_is_not_shown(sources):
+    """TensorFlow logs errors of its threads, and greets, unless it is told before it is imported."""
+    add_another_size(sources)
+    command = [sys.executable, ROOT / "scripts/conversion.py", "images", "folder", "packed"]
+    done = subprocess.run(command, cwd=sources, capture_output=True, text=True)
+    said = "lockstep: folder/c/6.png has 3×3 pixels, and the first picture 4×5: set --size\n"
+    assert (done.returncode, done.stdout, done.stderr) == (65, "", said)
 
 
 def write_another_idx(folder):
