@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import math
 import os
@@ -39,7 +40,11 @@ NEIGHBOURED = 8
 
 def run() -> None:
     """The console script."""
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    # An iterator of tf.data that is in a cycle of references, as after an error, would be ended by the interpreter's own end, and
+    # wait for ever for Python functions that read examples: they run no more then.
+    gc.collect()
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -273,6 +273,71 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     assert json.loads((folder / "DONE").read_text()) == {"steps": step + 5}
 
 
+SLOW = """
+import time
+import numpy as np
+import tensorflow as tf
+from input_pipeline.batches import DataError, Feature
+
+class Slow:
+    element_spec = {"image": Feature((8, 8, 1), "float32")}
+    inexact = None
+
+    def __init__(self, bad=None):
+        self.bad = bad
+
+    def __len__(self):
+        return 64
+
+    def decode(self, samples):
+        return np.zeros([len(samples), 8, 8, 1], np.uint8)
+
+    def read(self, ids):
+        image = tf.numpy_function(self._read, [ids], tf.float32, stateful=False)
+        return {"image": tf.ensure_shape(image, [None, 8, 8, 1])}
+
+    def _read(self, ids):
+        time.sleep(0.2)
+        if self.bad in ids:
+            raise DataError(f"example {self.bad} is bad: mend it")
+        return np.zeros([len(ids), 8, 8, 1], np.float32)
+"""
+
+
+@pytest.mark.parametrize(("bad", "code"), [(None, 0), (37, 65)])
+def test_a_run_ends_while_examples_are_being_read(bad: int | None, code: int, tmp_path: Path):
+    """In a process that ends, Python functions of tf.data run no more, for which its iterators would wait."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    config = tmp_path / "slow.gin"
+    config.write_text(
+        f"""import slow
+include 'vae/digits_mlp.gin'
+Experiment.source = @Slow()
+Slow.bad = {bad}
+Experiment.validation = None
+Experiment.evaluate_every = 0
+Experiment.best_metric = None
+Experiment.global_batch = 2
+MLPEncoder.widths = (8,)
+MLPDecoder.widths = (8,)
+Experiment.samples = 0
+"""
+    )
+    command = [sys.executable, "-m", "trainer.main", "train", str(config), "--allow_imports"]
+    command += [
+        "--strategy=one_device",
+        f"--workdir={tmp_path}/run",
+        f"--gin_param=STEPS={9 if bad is None else 90}",
+    ]
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == code, done.stderr
+    if code:
+        assert done.stderr.endswith("lockstep: example 37 is bad: mend it\n")
+
+
 # ---------------------------------------------------------------------- a user's own pictures
 
 
