@@ -56,7 +56,7 @@ class LanguageModel:
         self.optimizer = optimizer
         if gates < 0:
             raise ValueError(f"gates is {gates}: set it to a number of tokens, or to 0")
-        self.gates = min(gates, self.window)
+        self.gates = gates
         self.charts = self._charts if gates else None
 
     def build(self, noise: Noise) -> None:
@@ -155,24 +155,24 @@ class LanguageModel:
         }
 
     def _decoding(self, prompt: Sequence[int] | None) -> Decoding:
-        """With this prompt if there is one, as long as the context has room.
+        """With this prompt, or that of the configuration, as long as the context has room.
 
         Raises:
           ValueError: if it has no room, or the prompt is no text of the vocabulary.
         """
-        if prompt is None:
-            return self.decoding
-        context, length = self.network.context, self.decoding.length
-        if context is not None:
-            length = min(length, context - len(prompt))
-            if length < 1:
-                raise ValueError(
-                    f"the prompt has {len(prompt)} tokens, and the network's context is {context}: give a prompt of "
-                    f"{context - 1} or less"
-                )
-        decoding = dataclasses.replace(self.decoding, prompt=tuple(prompt), length=length)
-        decoding.check(self.vocabulary)
-        return decoding
+        decoding, context = self.decoding, self.network.context
+        if prompt is not None:
+            decoding = dataclasses.replace(decoding, prompt=tuple(prompt))
+            decoding.check(self.vocabulary)
+        if context is None:
+            return decoding
+        room = context - len(decoding.prompt)
+        if room < 1:
+            raise ValueError(
+                f"the prompt has {len(decoding.prompt)} tokens, and the network's context is {context}: give a prompt of "
+                f"{context - 1} or less"
+            )
+        return dataclasses.replace(decoding, length=min(decoding.length, room))
 
     def _predict(
         self, batch: Batch, noise: Noise, training: bool
@@ -192,18 +192,13 @@ class LanguageModel:
         return nats * there, tf.cast(right, noise.dtype) * there, there, carried
 
     def _check_context(self, context: int | None) -> None:
-        """Raises ValueError if windows or samples are longer than the network's context, before anything is trained."""
-        prompt, length = len(self.decoding.prompt), self.decoding.length
+        """Raises ValueError if windows are longer than the network's context, or the prompt is, before anything is trained."""
         if context is not None and self.window > context:
             raise ValueError(
                 f"the network's context is {context}, and windows have {self.window} tokens: "
                 "give a larger context or a smaller window"
             )
-        if context is not None and prompt + length > context:
-            raise ValueError(
-                f"the network's context is {context}, and samples have {prompt} + {length} tokens with the prompt: "
-                f"set Decoding.length to {context - prompt} or less, or give a larger context"
-            )
+        self._decoding(None)
 
     def _state(self, batch: Batch) -> dict[str, tf.Tensor] | None:
         """Of the network before a window, if it is carried: zero where a stream begins."""

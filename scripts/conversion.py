@@ -388,4 +388,4 @@ class Progress:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    backend.end(main(sys.argv[1:]))

@@ -123,30 +123,37 @@ def _define() -> flags.FlagValues:
         flag_values=values,
     )
     flags.DEFINE_string("prompt", None, "text that samples go on from", flag_values=values)
-    flags.DEFINE_integer("length", None, "tokens of a text", flag_values=values)
+    flags.DEFINE_integer("length", None, "tokens of a text", lower_bound=1, flag_values=values)
     flags.DEFINE_float(
         "temperature",
         None,
         "of the drawing; below 1 likely tokens become likelier",
+        lower_bound=0.0,
         flag_values=values,
     )
-    flags.DEFINE_integer("top_k", None, "draw from so many likeliest tokens", flag_values=values)
+    flags.DEFINE_integer(
+        "top_k", None, "draw from so many likeliest tokens", lower_bound=1, flag_values=values
+    )
     flags.DEFINE_float(
         "top_p",
         None,
         "draw from the fewest likeliest tokens with this probability together",
+        lower_bound=0.0,
+        upper_bound=1.0,
         flag_values=values,
     )
     flags.DEFINE_float(
         "repetition_penalty",
         None,
         "above 1, tokens that were there before become less likely",
+        lower_bound=0.0,
         flag_values=values,
     )
     flags.DEFINE_integer(
         "beams",
         None,
         "search the likeliest texts with so many beams; draw nothing",
+        lower_bound=1,
         flag_values=values,
     )
     flags.DEFINE_enum("strategy", "auto", STRATEGIES, "how devices are used", flag_values=values)

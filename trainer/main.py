@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import json
 import math
 import os
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from trainer import config, config_files, durable, flags, lock, peers, workdir
+from trainer import backend, config, config_files, durable, flags, lock, peers, workdir
 from trainer.catalogue import registry
 from trainer.exits import (
     CannotCreate,
@@ -40,11 +39,7 @@ NEIGHBOURED = 8
 
 def run() -> None:
     """The console script."""
-    code = main(sys.argv[1:])
-    # An iterator of tf.data that is in a cycle of references, as after an error, would be ended by the interpreter's own end, and
-    # wait for ever for Python functions that read examples: they run no more then.
-    gc.collect()
-    sys.exit(code)
+    backend.end(main(sys.argv[1:]))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -291,16 +286,25 @@ def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     from trainer import pictures
 
     suffix, data = pictures.file(decoded, trainer.classes)
-    path = Path(line.workdir or "") / "samples" / f"step-{step:08d}-seed-{seed}{suffix}"
-    workdir.prepare(path.parent)
-    durable.write(path, data)
+    folder = Path(line.workdir or "") / "samples"
+    workdir.prepare(folder)
+    path = _written(folder / f"step-{step:08d}-seed-{seed}{suffix}", data)
     if suffix == ".txt" and not watched:
         print(data.decode())
     print(path)
     for name, cells in tables.items():
-        path = Path(line.workdir or "") / "samples" / f"step-{step:08d}-{name}.png"
-        durable.write(path, pictures.png(pictures.table(cells)))
-        print(path)
+        table = pictures.png(pictures.table(cells))
+        print(_written(folder / f"step-{step:08d}-{name}.png", table))
+
+
+def _written(path: Path, data: bytes) -> Path:
+    """Writes a file and returns its path: with a number in its name if another was there, drawn in another way."""
+    stem, number = path.stem, 1
+    while path.exists() and path.read_bytes() != data:
+        number += 1
+        path = path.with_stem(f"{stem}-{number}")
+    durable.write(path, data)
+    return path
 
 
 def report(line: flags.CommandLine, arguments: Sequence[str]) -> None:

@@ -375,12 +375,26 @@ def test_it_learns_a_cycle():
         ({"activation": "relu"}, 'activation is "relu": it must be "gelu" or "swiglu"'),
         ({"dropout": 1.0}, "dropout rate is 1.0"),
         ({"context": 5}, "context is 5, and windows have 6 tokens: give a larger context"),
-        ({"length": 12}, r"samples have 1 \+ 12 tokens with the prompt: set Decoding.length to 11"),
     ],
 )
 def test_wrong_arguments(changes, message):
     with pytest.raises(ValueError, match=message):
         build(**changes)
+
+
+def test_samples_end_where_the_context_does():
+    model = build(length=12, prompt=(4, 1, 3))
+    assert model.length() == 9 and model.length([1] * 11) == 1
+    assert model.sample(Noise(1, "sample", rows=2)).shape == [2, 9]
+    with pytest.raises(
+        ValueError,
+        match="the prompt has 12 tokens, and the network's context is 12: give a prompt of 11",
+    ):
+        model.length([1] * 12)
+    with pytest.raises(
+        ValueError, match="the prompt has 12 tokens, and the network's context is 12"
+    ):
+        build(prompt=(1,) * 12)
 
 
 def test_a_text_beyond_the_context():

@@ -121,8 +121,8 @@ def sampled(capsys: pytest.CaptureFixture, folder: Path, *arguments: str) -> tup
     command = ["sample", f"--workdir={folder}", "--strategy=one_device", "--seed=3", *arguments]
     code = main.main(command)
     out, said = capsys.readouterr()
-    path = folder / "samples/step-00000002-seed-3.txt"
-    page = path.read_text() if code == 0 else ""
+    path = Path(out.splitlines()[-1]) if code == 0 else None
+    page = path.read_text() if path else ""
     assert out == (f"{page}\n{path}\n" if code == 0 else "")
     return code, page, said
 
@@ -162,15 +162,28 @@ def test_one_text_grows_on_a_terminal(
     text_run: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, page, _ = sampled(capsys, text_run, "--prompt=The if ", "--count=1")
-    path = text_run / "samples/step-00000002-seed-3.txt"
-    file = path.read_bytes()
-    path.unlink()
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     command = f"sample --workdir={text_run} --strategy=one_device --seed=3 --count=1".split()
     assert main.main([*command, "--prompt=The if "]) == 0
     text = page.removeprefix("=== 1/1 ===\n")
-    assert capsys.readouterr() == (f"{text}\n{path}\n", "")
-    assert path.read_bytes() == file
+    out, said = capsys.readouterr()
+    path = Path(out.splitlines()[-1])
+    assert (out, said) == (f"{text}\n{path}\n", "")
+    assert path.read_text() == page
+
+
+def test_texts_that_were_drawn_before_stay(text_run: Path, capsys: pytest.CaptureFixture) -> None:
+    """Of the same seed in another way; the same again is the same file."""
+    paths, folder = [], text_run / "samples"
+    for prompt in ("if", "while", "while", "if"):
+        command = (
+            f"sample --workdir={text_run} --strategy=one_device --seed=11 --count=1 --length=3"
+        )
+        assert main.main([*command.split(), f"--prompt={prompt}"]) == 0
+        paths.append(Path(capsys.readouterr().out.splitlines()[-1]))
+        assert f"\n{prompt}" in paths[-1].read_text()
+    first, second = (folder / f"step-00000002-seed-11{ending}.txt" for ending in ("", "-2"))
+    assert paths == [first, second, second, first]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +194,7 @@ def test_one_text_grows_on_a_terminal(
             64,
             "the prompt cannot be encoded: the character 'Œ' at position 0 is not among the ",
         ),
-        ("--top_p=1.5", 78, "Decoding.top_p is 1.5: it must be None, or above 0 and at most 1\n"),
+        ("--top_p=0", 78, "Decoding.top_p is 0.0: it must be None, or above 0 and at most 1\n"),
         ("--beams=1000", 78, "Decoding.beams is 1000: it must be at most "),
     ],
 )

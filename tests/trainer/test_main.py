@@ -105,6 +105,11 @@ MISTAKES = {
     ),
     "train x --microbatch=two --workdir=w": "--microbatch=two: it must be a whole number",
     "train x --microbatch=0 --workdir=w": "--microbatch=0: it must be at least 1",
+    "sample --workdir=w --length=0": "--length=0: 0 is not a positive integer",
+    "sample --workdir=w --top_k=0": "--top_k=0: 0 is not a positive integer",
+    "sample --workdir=w --beams=-1": "--beams=-1: -1 is not a positive integer",
+    "sample --workdir=w --top_p=1.5": "--top_p=1.5: 1.5 is not a number in the range [0.0, 1.0]",
+    "sample --workdir=w --temperature=-1": "--temperature=-1: -1.0 is not a non-negative number",
     "train x --xla": "Missing value for flag --xla",
     "train gan/digits": (
         "no --workdir: say where the run is kept, such as --workdir=runs/gan-digits"
