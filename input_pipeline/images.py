@@ -107,7 +107,13 @@ def mnist(folder: str, part: str = "train") -> Images:
     files = [
         pathlib.Path(folder, f"{name}-{what}-ubyte") for what in ("images-idx3", "labels-idx1")
     ]
-    return idx_images(*(str(file if file.exists() else f"{file}.gz") for file in files))
+    return idx_images(*(str(_plain_or_compressed(file)) for file in files))
+
+
+def _plain_or_compressed(file: pathlib.Path) -> pathlib.Path:
+    """The first if neither is there, for the message."""
+    compressed = file.with_name(f"{file.name}.gz")
+    return compressed if compressed.exists() and not file.exists() else file
 
 
 def numpy_images(images: str, labels: str | None = None) -> Images:

@@ -466,7 +466,9 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Exact means of the objective's metrics over the validation examples, on the weights as they stand."""
         if self.experiment.validation is None:
-            raise ConfigError("there are no validation examples: set Experiment.validation")
+            raise ConfigError(
+                "there are no validation examples: set Experiment.validation, or compare samples by --features"
+            )
         return self.evaluation()
 
     def baseline(self) -> Mapping[str, float]:

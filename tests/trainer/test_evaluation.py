@@ -123,7 +123,10 @@ def test_a_metric_that_is_not_one_number_an_example_is_refused(metric, shape):
 def test_nothing_to_evaluate_is_one_line():
     with pytest.raises(ConfigError) as error:
         quiet(experiment(Scripted, training())).evaluate()
-    assert str(error.value) == "there are no validation examples: set Experiment.validation"
+    assert (
+        str(error.value)
+        == "there are no validation examples: set Experiment.validation, or compare samples by --features"
+    )
 
 
 def test_an_empty_validation_set_is_refused():
