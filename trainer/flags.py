@@ -54,7 +54,7 @@ DRAWING = {"temperature": 1.0, "top_k": None, "top_p": None, "repetition_penalty
 """Flags that change how tokens are drawn -> the value of Decoding that does not."""
 DECODING = ("length", *DRAWING, "beams")
 """Flags that bind the parameter of Decoding with their name."""
-OF_ONE_MODE |= dict.fromkeys(("prompt", *DECODING), ("sample",))
+OF_ONE_MODE |= dict.fromkeys(("array", "prompt", *DECODING), ("sample",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +65,7 @@ class CommandLine:
       configs: names and paths of gin files, then those of `--gin_file`.
       hardware: checked; whether its devices are there is not known yet.
       allow_imports: whether configurations may import modules.
+      array: whether pictures are written as an array too.
       decoding: parameters of Decoding and their values.
     """
 
@@ -79,6 +80,7 @@ class CommandLine:
     count: int | None = None
     seed: int | None = None
     features: str | None = None
+    array: bool = False
     prompt: str | None = None
     decoding: Mapping[str, float | int | None] = dataclasses.field(default_factory=dict)
 
@@ -123,6 +125,12 @@ def _define() -> flags.FlagValues:
         flag_values=values,
     )
     flags.DEFINE_string("prompt", None, "text that samples go on from", flag_values=values)
+    flags.DEFINE_boolean(
+        "array",
+        False,
+        "write pictures as file.npy too, uint8 [samples, height, width, channels]",
+        flag_values=values,
+    )
     flags.DEFINE_integer("length", None, "tokens of a text", lower_bound=1, flag_values=values)
     flags.DEFINE_float(
         "temperature",
@@ -278,6 +286,7 @@ def parse(arguments: Sequence[str]) -> CommandLine:
         value["count"],
         value["seed"],
         value["features"],
+        value["array"],
         value["prompt"],
         _decoding({name: value[name] for name in DECODING if value[name] is not None}),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import math
 import os
@@ -273,6 +274,10 @@ def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     count = line.count or trainer.experiment.samples
     if not count:
         raise UsageError("the configuration has samples = 0: give --count")
+    if line.array and "image" not in trainer.batches.element_spec:
+        raise UsageError(
+            f"--array is for pictures, which {type(trainer.objective).__name__} draws none of: remove it"
+        )
     seed = _seed(line, trainer)
     with _data_problems():
         watched = count == 1 and sys.stdout.isatty() and trainer.cluster.chief and trainer.streams
@@ -283,6 +288,8 @@ def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         tables = trainer.pictures()
     if not trainer.cluster.chief:
         return
+    import numpy as np
+
     from trainer import pictures
 
     suffix, data = pictures.file(decoded, trainer.classes)
@@ -292,6 +299,10 @@ def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     if suffix == ".txt" and not watched:
         print(data.decode())
     print(path)
+    if line.array:
+        array = io.BytesIO()
+        np.save(array, decoded)
+        print(_written(path.with_suffix(".npy"), array.getvalue()))
     for name, cells in tables.items():
         table = pictures.png(pictures.table(cells))
         print(_written(folder / f"step-{step:08d}-{name}.png", table))

@@ -90,6 +90,21 @@ def test_sample_leaves_the_picture_that_it_names(run: Path, capsys: pytest.Captu
     assert (pictures[1] != pictures[2]).any()
 
 
+def test_pictures_as_an_array(run: Path, text_run: Path, capsys: pytest.CaptureFixture) -> None:
+    command = ["sample", f"--workdir={run}", "--seed=8", "--count=4", "--array"]
+    assert main.main([*command, "--strategy=one_device"]) == 0
+    path = run / "samples/step-00000002-seed-8.npy"
+    assert capsys.readouterr().out.splitlines()[1] == str(path)
+    array = np.load(path)
+    assert array.dtype == np.uint8 and array.shape == (4, 8, 8, 1)
+    assert pictures.png(pictures.grid(array)) == path.with_suffix(".png").read_bytes()
+    command = ["sample", f"--workdir={text_run}", "--array", "--strategy=one_device"]
+    assert main.main(command) == 64
+    assert capsys.readouterr().err == (
+        "lockstep: --array is for pictures, which LanguageModel draws none of: remove it\n"
+    )
+
+
 def test_a_checkpoint_that_is_not_there(run: Path, capsys: pytest.CaptureFixture) -> None:
     command = ["evaluate", f"--workdir={run}", "--checkpoint=7", "--strategy=one_device"]
     assert main.main(command) == 64
