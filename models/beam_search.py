@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from models.sliding_context import SlidingContext
 from models.token_network import TokenNetwork
 
 
 def search(
-    network: TokenNetwork,
+    network: TokenNetwork | SlidingContext,
     prompt: Sequence[int],
     *,
     length: int,

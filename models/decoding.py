@@ -10,6 +10,7 @@ import tensorflow as tf
 from models.beam_search import search
 from models.categorical import draw, penalise
 from models.objective import Noise, State
+from models.sliding_context import SlidingContext
 from models.token_network import TokenNetwork
 
 OF_DRAWS = {"temperature": 1.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
@@ -24,7 +25,7 @@ class Decoding:
 
     Attributes:
       prompt: tokens that samples go on from, of which they do not contain any.
-      length: tokens of a sample.
+      length: tokens of a sample. Those beyond the context of a network are drawn from the last ones: see `SlidingContext`.
       temperature: below 1 the likely tokens become likelier.
       top_k: if given, samples are drawn from the k likeliest tokens.
       top_p: if given, from the fewest likeliest tokens that have together at least this probability (Holtzman et al. 2020).
@@ -95,7 +96,7 @@ class Decoding:
         if self.beams is None:
             return self.go_on(network, noise, self.begin(network, noise), self.length)[0]
         found = search(
-            network,
+            self._reader(network),
             self.prompt,
             length=self.length,
             beams=self.beams,
@@ -107,12 +108,13 @@ class Decoding:
 
     def begin(self, network: TokenNetwork, noise: Noise) -> State:
         """After the prompt: what `go_on` needs to draw the first token."""
+        reader = self._reader(network)
         prompt = tf.tile(tf.constant([self.prompt], tf.int32), [noise.rows, 1])
-        of_network = network.start(noise.rows, len(self.prompt) + self.length)
+        of_network = reader.start(noise.rows, len(self.prompt) + self.length)
         if len(self.prompt) > 1:
             # Logits of all rows, places and tokens may not fit: what is not used is not computed.
-            _, of_network = network(prompt[:, :-1], of_network)
-        logits, of_network = network(prompt[:, -1:], of_network)
+            _, of_network = reader(prompt[:, :-1], of_network)
+        logits, of_network = reader(prompt[:, -1:], of_network)
         state = {"place": tf.constant(0), "logits": logits[:, -1], "network": of_network}
         if self.repetition_penalty != 1:
             state["seen"] = tf.reduce_any(tf.one_hot(prompt, logits.shape[2], True, False), 1)
@@ -134,12 +136,13 @@ class Decoding:
         Returns:
           int32 `[noise.rows, count]`, and the state after them.
         """
+        reader = self._reader(network)
         uniform = tf.transpose(noise("token").uniform([self.length]))
         stop = tf.minimum(state["place"] + count, self.length)
 
         def more(i: tf.Tensor, state: State, tokens: tf.TensorArray) -> tuple:
             drawn = self._next(state, tf.cast(state["logits"], noise.dtype), uniform)
-            logits, of_network = network(drawn[:, tf.newaxis], state["network"])
+            logits, of_network = reader(drawn[:, tf.newaxis], state["network"])
             after = {"place": state["place"] + 1, "logits": logits[:, 0], "network": of_network}
             if "seen" in state:
                 after["seen"] = state["seen"] | tf.one_hot(drawn, logits.shape[2], True, False)
@@ -156,6 +159,12 @@ class Decoding:
         )
         # tf.transpose of integers writes an error of oneDNN's to stderr on CPUs without AVX-512.
         return tf.einsum("tb->bt", tokens.stack()), state
+
+    def _reader(self, network: TokenNetwork) -> TokenNetwork | SlidingContext:
+        """The network, of whose context the text may be longer."""
+        tokens = len(self.prompt) + self.length
+        fits = network.context is None or tokens <= network.context
+        return network if fits else SlidingContext(network)
 
     def _next(self, state: State, logits: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
         """The next token of each row, int32 `[rows]`; uniform numbers are `[length, rows]`."""

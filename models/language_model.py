@@ -125,7 +125,7 @@ class LanguageModel:
         return self.decoding.end
 
     def length(self, prompt: Sequence[int] | None = None) -> int:
-        """Those of the decoding, or as many as the network's context has room for after the prompt."""
+        """Those of the decoding."""
         return self._decoding(prompt).length
 
     @property
@@ -155,24 +155,21 @@ class LanguageModel:
         }
 
     def _decoding(self, prompt: Sequence[int] | None) -> Decoding:
-        """With this prompt, or that of the configuration, as long as the context has room.
+        """With this prompt, or that of the configuration.
 
         Raises:
-          ValueError: if it has no room, or the prompt is no text of the vocabulary.
+          ValueError: if the context has no room for a token after it, or the prompt is no text of the vocabulary.
         """
         decoding, context = self.decoding, self.network.context
         if prompt is not None:
             decoding = dataclasses.replace(decoding, prompt=tuple(prompt))
             decoding.check(self.vocabulary)
-        if context is None:
-            return decoding
-        room = context - len(decoding.prompt)
-        if room < 1:
+        if context is not None and len(decoding.prompt) >= context:
             raise ValueError(
                 f"the prompt has {len(decoding.prompt)} tokens, and the network's context is {context}: give a prompt of "
                 f"{context - 1} or less"
             )
-        return dataclasses.replace(decoding, length=min(decoding.length, room))
+        return decoding
 
     def _predict(
         self, batch: Batch, noise: Noise, training: bool

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from input_pipeline.batches import Feature
 from input_pipeline.noise import Noise
+from models.categorical import draw
 from models.causal_attention import rotate, rotation_table
 from models.decoding import Decoding
 from models.language_model import LanguageModel
@@ -52,6 +53,10 @@ def spread(model):
 
 def network(kind="gpt2", **changes):
     return spread(build(**(KINDS[kind] | changes))).network
+
+
+def sample_noise():
+    return Noise(0, "sample", rows=3, dtype=tf.float64)
 
 
 def batch(tokens=TOKENS):
@@ -382,10 +387,41 @@ def test_wrong_arguments(changes, message):
         build(**changes)
 
 
-def test_samples_end_where_the_context_does():
-    model = build(length=12, prompt=(4, 1, 3))
-    assert model.length() == 9 and model.length([1] * 11) == 1
-    assert model.sample(Noise(1, "sample", rows=2)).shape == [2, 9]
+@each_kind
+@pytest.mark.parametrize("jit", [False, True])
+def test_beyond_the_context_texts_go_on_from_its_later_half(kind, jit):
+    """Of a context of 7: after 7 tokens the last 3 are read again."""
+    model = spread(build(length=16, prompt=(4, 1, 3), context=7, **KINDS[kind]))
+    uniform = sample_noise()("token").uniform([16])
+    texts, begin = np.tile([4, 1, 3], [3, 1]), 0
+    for i in range(16):
+        logits = model.network(tf.constant(texts[:, begin:]))[0][:, -1]
+        texts = np.column_stack([texts, draw(logits, uniform[:, i], 1.0, None, None)])
+        if texts.shape[1] - begin > 7:
+            begin = texts.shape[1] - 4
+    samples = tf.function(lambda: model.sample(sample_noise()), jit_compile=jit)()
+    np.testing.assert_array_equal(samples, texts[:, 3:])
+    assert len({tuple(row) for row in texts}) == 3
+    likeliest = dataclasses.replace(model.decoding, top_k=1)(model.network, sample_noise())
+    searching = dataclasses.replace(model.decoding, beams=1)
+    found = tf.function(lambda: searching(model.network, sample_noise()), jit_compile=jit)()
+    np.testing.assert_array_equal(found, likeliest)
+
+
+def test_texts_beyond_the_context_are_the_same_in_parts():
+    model = spread(build(length=16, prompt=(4, 1, 3), context=7))
+    state, parts = model.begin(sample_noise()), []
+    for count in (1, 2, 5, 9):
+        part, state = model.go_on(sample_noise(), state, count)
+        parts.append(part)
+    whole = model.sample(sample_noise()).numpy()
+    np.testing.assert_array_equal(np.concatenate(parts, 1)[:, :16], whole)
+    assert len({tuple(row) for row in whole}) == 3
+
+
+def test_a_prompt_must_leave_room():
+    model = build(length=12)
+    assert model.length() == 12 and model.length([1] * 11) == 12
     with pytest.raises(
         ValueError,
         match="the prompt has 12 tokens, and the network's context is 12: give a prompt of 11",
