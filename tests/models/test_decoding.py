@@ -20,7 +20,7 @@ PROMPT = (2, 0)
 class Hashed:
     """Logits are a row of a table, whose number depends on all tokens so far. One state has no rows, as a position."""
 
-    name, trainable_variables, carry = "hashed", (), {}
+    name, trainable_variables, carry, context = "hashed", (), {}, None
 
     def start(self, rows, length):
         return {"number": tf.zeros([rows], tf.int32), "position": tf.constant(0)}
