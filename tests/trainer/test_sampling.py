@@ -90,7 +90,7 @@ def test_charts_are_written_beside_the_texts(tmp_path):
     np.testing.assert_array_equal(picture, expected)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
         f"step-0000000{step}{ending}" for step in (1, 2) for ending in ("-lstm_0.png", ".txt")
-    ]
+    ] + ["training-lstm_0.gif"]
     with PIL.Image.open(tmp_path / "samples/step-00000002-lstm_0.png") as image:
         np.testing.assert_array_equal(image, picture)
     (events,) = (tmp_path / "summaries").iterdir()
@@ -137,14 +137,14 @@ def test_a_text_ends_with_its_end():
     assert len({len(text) for text in texts}) > 3
 
 
-def test_texts_end_where_the_context_does():
+def test_texts_go_on_beyond_the_context():
     transformer = functools.partial(TransformerNetwork, layers=1, heads=2, width=8, context=40)
     trainer = writer(network=transformer)
     assert [len(text) for text in trainer.sample(2)] == [37, 37]
     texts = trainer.sample(2, prompt="head feed")
-    assert [len(text) for text in texts] == [40, 40]
+    assert [len(text) for text in texts] == [46, 46]
     assert list(trainer.stream(seed=5, prompt="head feed"))[-1] == texts[0]
-    assert len(trainer.sample(1, prompt="b" * 39)[0]) == 40
+    assert len(trainer.sample(1, prompt="b" * 39)[0]) == 39 + 37
     said = "the prompt has 40 tokens, and the network's context is 40: give a prompt of 39 or less"
     for draw in (trainer.sample, lambda _, prompt: list(trainer.stream(5, prompt))):
         with pytest.raises(UsageError, match=said):
