@@ -117,8 +117,9 @@ def _recurrence(
     Only what hangs on the state is in the loops, which XLA compiles unless they are small: one product for all gates, and what
     is between two of them. The inputs' share of the gates, and on the way back, which is written out, the gradients of inputs
     and weights are large products for all times, outside what is compiled: on CPU they are TensorFlow's, which are faster than
-    XLA's. In a program that is compiled as a whole all are a part of it. Measured by `scripts/benchmark lstm`. On a GPU where
-    XLA compiles nothing it is cuDNN's.
+    XLA's, above all if their results have few columns: the inputs' share is a product for each gate, and the kernels' gradient
+    is computed transposed, of both kernels at once. In a program that is compiled as a whole all are a part of it. Measured by
+    `scripts/benchmark lstm`. On a GPU where XLA compiles nothing it is cuDNN's.
 
     Args:
       x: `[b, time, inputs]`, of the dtype of the products.
@@ -149,21 +150,25 @@ def _recurrence(
         low, dtype = x.dtype, c.dtype
         x = tf.transpose(x, [1, 0, 2])
         weights = tf.cast(recurrent_kernel, low)
-        shares = tf.cast(_product(x, tf.cast(kernel, low)) + tf.cast(bias, low), dtype)
+        of_gates = zip(tf.split(kernel, 4, 1), tf.split(bias, 4), strict=True)
+        shares = [
+            tf.cast(_product(x, tf.cast(w, low)) + tf.cast(b, low), dtype) for w, b in of_gates
+        ]
         outputs, last, factors = forward(shares, h, c, mask, weights)
 
         def gradient(d_outputs: tf.Tensor, d_c: tf.Tensor):
             d_outputs = tf.transpose(d_outputs, [1, 0, 2])
             d_z, d_h, d_c = backward(d_outputs, d_c, factors, mask, weights)
-            d_x = _product(d_z, tf.transpose(tf.cast(kernel, low)))
+            d_x = _product(d_z, tf.cast(kernel, low), transpose_b=True)
             before = tf.concat([h[tf.newaxis], outputs[:-1]], 0)
-            multiplied = x, tf.cast(before if mask is None else before * mask, low)
+            before = before if mask is None else before * mask
+            multiplied = tf.concat([x, tf.cast(before, low)], 2)
             # Sums over rows and times, in the dtype of the state.
             rows = _rows(tf.cast(d_z, dtype))
-            d_kernels = (
-                tf.matmul(_rows(tf.cast(each, dtype)), rows, transpose_a=True)
-                for each in multiplied
+            d_kernels = tf.transpose(
+                tf.matmul(rows, _rows(tf.cast(multiplied, dtype)), transpose_a=True)
             )
+            d_kernels = tf.split(d_kernels, [x.shape[2], h.shape[1]])
             # A product is several times as fast as a sum of columns.
             d_bias = tf.matmul(tf.ones([1, tf.shape(rows)[0]], dtype), rows)[0]
             return tf.transpose(d_x, [1, 0, 2]), *d_kernels, d_bias, d_h, d_c
@@ -174,7 +179,7 @@ def _recurrence(
 
 
 def _forward(
-    shares: tf.Tensor,
+    shares: Sequence[tf.Tensor],
     h: tf.Tensor,
     c: tf.Tensor,
     mask: tf.Tensor | None,
@@ -183,35 +188,36 @@ def _forward(
     """The recurrence, and what its gradient needs.
 
     Args:
-      shares: of the gates before their activation, the inputs' and the bias', `[time, b, 4 units]`.
+      shares: of each gate before its activation, the inputs' and the bias', `[time, b, units]`.
       h: before the first time, `[b, units]`.
       c: likewise.
       mask: of h before each product, `[b, units]`, or None.
       recurrent_kernel: `[units, 4 units]`, in the dtype of the products.
 
     Returns:
-      h of all times `[time, b, units]`; the last c `[b, units]`; factors of the gradients: of the cell by h
-      `[time, b, units]`, of the cell by the next, likewise, and of the gates, by the cell or, of the last, by h
-      `[time, b, 4 units]`.
+      h of all times `[time, b, units]`; the last c `[b, units]`; factors of the gradients, `[time, b, units]` each: of the
+      cell by h, of the cell by the next, and of the gates, by the cell or, of the last, by h.
     """
-    time, low, dtype = shares.shape[0], recurrent_kernel.dtype, c.dtype
+    time, low, dtype = shares[0].shape[0], recurrent_kernel.dtype, c.dtype
 
-    def step(t, h, c, outputs, d_cells, forgotten, gates):
+    def step(t, h, c, outputs, d_cells, forgotten, *gates):
         before, h = c, tf.cast(h if mask is None else h * mask, low)
-        z = gates.read(t) + tf.cast(tf.matmul(h, recurrent_kernel), dtype)
-        z_i, z_f, z_g, z_o = tf.split(z, 4, 1)
+        products = tf.split(tf.cast(tf.matmul(h, recurrent_kernel), dtype), 4, 1)
+        z_i, z_f, z_g, z_o = (
+            gate.read(t) + product for gate, product in zip(gates, products, strict=True)
+        )
         i, f, g, o = tf.sigmoid(z_i), tf.sigmoid(z_f), tf.tanh(z_g), tf.sigmoid(z_o)
         c = f * c + i * g
         tanh_c = tf.tanh(c)
         h = o * tanh_c
         d_gates = g * i * (1 - i), before * f * (1 - f), i * (1 - g**2), tanh_c * o * (1 - o)
         # In the place of the gates, which are not needed any more.
-        gates = gates.write(t, tf.concat(d_gates, 1))
+        written = [gate.write(t, d_gate) for gate, d_gate in zip(gates, d_gates, strict=True)]
         d_cells, forgotten = d_cells.write(t, o * (1 - tanh_c**2)), forgotten.write(t, f)
-        return t + 1, h, c, outputs.write(t, h), d_cells, forgotten, gates
+        return t + 1, h, c, outputs.write(t, h), d_cells, forgotten, *written
 
-    arrays = _array(time, c), _array(time, c), _array(time, c), _array(time, shares[0])
-    start = 0, h, c, *arrays[:3], arrays[3].unstack(shares)
+    gates = [_array(time, c).unstack(share) for share in shares]
+    start = 0, h, c, _array(time, c), _array(time, c), _array(time, c), *gates
     _, _, c, *arrays = _loop(time, step, start)
     outputs, *factors = (array.stack() for array in arrays)
     return outputs, c, factors
@@ -225,21 +231,20 @@ def _backward(
     recurrent_kernel: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Gradients of the gates before their activation, in the dtype of the products `[time, b, 4 units]`, of h and of c."""
-    time, low = d_outputs.shape[0], recurrent_kernel.dtype
-    d_cells, forgotten, d_gates = factors
-    transposed = tf.transpose(recurrent_kernel)
+    time, low, dtype = d_outputs.shape[0], recurrent_kernel.dtype, d_c.dtype
+    d_cells, forgotten, *d_gates = factors
 
     def step(n, d_h, d_c, d_z):
         t = time - 1 - n
         d_h += d_outputs[t]
         d_c += d_h * d_cells[t]
-        i, f, g, o = tf.split(d_gates[t], 4, 1)
+        i, f, g, o = (gate[t] for gate in d_gates)
         now = tf.cast(tf.concat([d_c * i, d_c * f, d_c * g, d_h * o], 1), low)
-        d_h = tf.cast(tf.matmul(now, transposed), d_h.dtype)
+        d_h = tf.cast(tf.matmul(now, recurrent_kernel, transpose_b=True), dtype)
         return n + 1, d_h if mask is None else d_h * mask, d_c * forgotten[t], d_z.write(t, now)
 
-    start = 0, tf.zeros_like(d_c), d_c, _array(time, tf.cast(d_gates[0], low))
-    _, d_h, d_c, d_z = _loop(time, step, start)
+    d_z = tf.TensorArray(low, time, element_shape=[*d_c.shape[:1], recurrent_kernel.shape[1]])
+    _, d_h, d_c, d_z = _loop(time, step, (0, tf.zeros_like(d_c), d_c, d_z))
     return d_z.stack(), d_h, d_c
 
 
@@ -247,10 +252,10 @@ _compiled_forward = tf.function(_forward, jit_compile=True, autograph=False)
 _compiled_backward = tf.function(_backward, jit_compile=True, autograph=False)
 
 
-def _product(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """`[time, b, inputs]` by `[inputs, units]`, as one product."""
-    shape = tf.concat([tf.shape(x)[:2], tf.shape(kernel)[1:]], 0)
-    return tf.reshape(tf.matmul(_rows(x), kernel), shape)
+def _product(x: tf.Tensor, kernel: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
+    """`[time, b, inputs]` by `[inputs, units]`, or by the transpose of `[units, inputs]`, as one product."""
+    product = tf.matmul(_rows(x), kernel, transpose_b=transpose_b)
+    return tf.reshape(product, [*x.shape[:1], -1, product.shape[1]])
 
 
 def _rows(x: tf.Tensor) -> tf.Tensor:
