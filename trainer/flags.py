@@ -54,7 +54,7 @@ DRAWING = {"temperature": 1.0, "top_k": None, "top_p": None, "repetition_penalty
 """Flags that change how tokens are drawn -> the value of Decoding that does not."""
 DECODING = ("length", *DRAWING, "beams")
 """Flags that bind the parameter of Decoding with their name."""
-OF_ONE_MODE |= dict.fromkeys(("array", "prompt", *DECODING), ("sample",))
+OF_ONE_MODE |= dict.fromkeys(("array", "class", "prompt", *DECODING), ("sample",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +66,7 @@ class CommandLine:
       hardware: checked; whether its devices are there is not known yet.
       allow_imports: whether configurations may import modules.
       array: whether pictures are written as an array too.
+      label: the class of the samples.
       decoding: parameters of Decoding and their values.
     """
 
@@ -82,6 +83,7 @@ class CommandLine:
     features: str | None = None
     array: bool = False
     prompt: str | None = None
+    label: int | None = None
     decoding: Mapping[str, float | int | None] = dataclasses.field(default_factory=dict)
 
 
@@ -122,6 +124,13 @@ def _define() -> flags.FlagValues:
         "features",
         None,
         "folder of a classifier's run, or file of InceptionV3's weights, in whose eyes samples are compared with data",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "class",
+        None,
+        "number of the only class to draw, of a conditional model; all in turn if not given",
+        lower_bound=0,
         flag_values=values,
     )
     flags.DEFINE_string("prompt", None, "text that samples go on from", flag_values=values)
@@ -288,6 +297,7 @@ def parse(arguments: Sequence[str]) -> CommandLine:
         value["features"],
         value["array"],
         value["prompt"],
+        value["class"],
         _decoding({name: value[name] for name in DECODING if value[name] is not None}),
     )
 

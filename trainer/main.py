@@ -280,11 +280,12 @@ def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         )
     seed = _seed(line, trainer)
     with _data_problems():
-        watched = count == 1 and sys.stdout.isatty() and trainer.cluster.chief and trainer.streams
+        shown = count == 1 and sys.stdout.isatty() and trainer.cluster.chief
+        watched = shown and trainer.streams and line.label is None
         if watched:
             decoded = [_print_growing(trainer.stream(seed, line.prompt))]
         else:
-            decoded = trainer.sample(count, seed, line.prompt)
+            decoded = trainer.sample(count, seed, line.prompt, line.label)
         tables = trainer.pictures()
     if not trainer.cluster.chief:
         return
@@ -292,10 +293,11 @@ def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
 
     from trainer import pictures
 
-    suffix, data = pictures.file(decoded, trainer.classes)
+    of_class = "" if line.label is None else f"-class-{line.label}"
+    suffix, data = pictures.file(decoded, None if of_class else trainer.classes)
     folder = Path(line.workdir or "") / "samples"
     workdir.prepare(folder)
-    path = _written(folder / f"step-{step:08d}-seed-{seed}{suffix}", data)
+    path = _written(folder / f"step-{step:08d}-seed-{seed}{of_class}{suffix}", data)
     if suffix == ".txt" and not watched:
         print(data.decode())
     print(path)

@@ -40,26 +40,31 @@ class Sampling:
         self._pictured: Callable | None = getattr(objective, "pictures", None)
         self._charted: Callable | None = getattr(objective, "charts", None)
 
-    def __call__(self, count: int, seed: int, prompt: str | None = None) -> Any:
+    def __call__(
+        self, count: int, seed: int, prompt: str | None = None, label: int | None = None
+    ) -> Any:
         """`count` samples, as `Source.decode` gives them.
 
         Args:
           count: how many.
           seed: of their noise.
           prompt: text that they begin with, in place of what the objective goes on from.
+          label: the only class of which they are, of a conditional objective; None for all in turn.
 
         Raises:
           ConfigError: if the objective draws none.
-          UsageError: if it goes on from no prompt, or not from this one.
+          UsageError: if it goes on from no prompt, or not from this one, or has no such class.
         """
         self.check()
         tokens = self._tokens(prompt)
-        firsts = range(0, count, CHUNK)
+        if label is None:
+            chunks = [(first, min(CHUNK, count - first)) for first in range(0, count, CHUNK)]
+        else:
+            classes = self._classes(label)
+            chunks = [(label + i * classes, 1) for i in range(count)]
         parts = [
-            self._draw(
-                seed, min(CHUNK, count - first), tf.constant(first, tf.int64), tokens
-            ).numpy()
-            for first in firsts
+            self._draw(seed, rows, tf.constant(first, tf.int64), tokens).numpy()
+            for first, rows in chunks
         ]
         return self._decode(np.concatenate(parts), tokens or ())
 
@@ -79,6 +84,17 @@ class Sampling:
             part, state = self._go_on(seed, state, tokens)
             drawn = np.concatenate([drawn, part.numpy()], 1)[:, :length]
             yield self._decode(drawn, tokens or ())[0]
+
+    def _classes(self, label: int) -> int:
+        """How many classes the samples have in turn, of which `label` is one."""
+        classes = getattr(self._objective, "classes", 0)
+        if not classes:
+            raise UsageError(
+                f"{type(self._objective).__name__} draws no class that one could choose: leave --class={label} out"
+            )
+        if not 0 <= label < classes:
+            raise UsageError(f"--class={label}: the model has classes 0 to {classes - 1}")
+        return classes
 
     def _tokens(self, prompt: str | None) -> tuple[int, ...] | None:
         if prompt is None:

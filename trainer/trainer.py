@@ -477,12 +477,19 @@ class Trainer:
             return {}
         return self.experiment.baseline(self.experiment.source, self.experiment.validation)
 
-    def sample(self, count: int, seed: int | None = None, prompt: str | None = None) -> Any:
+    def sample(
+        self,
+        count: int,
+        seed: int | None = None,
+        prompt: str | None = None,
+        label: int | None = None,
+    ) -> Any:
         """`count` decoded samples from the weights as they stand; sample i depends on the seed and i alone.
 
-        Texts can go on from a prompt, with which they begin then.
+        Texts can go on from a prompt, with which they begin then. With a label those samples are left out that are of another
+        class: sample i is then the one that would be sample label + i · classes.
         """
-        return self._sampling(count, self._seed(seed), prompt)
+        return self._sampling(count, self._seed(seed), prompt, label)
 
     @property
     def streams(self) -> bool:

@@ -233,17 +233,18 @@ def measure(line: argparse.Namespace, parameters: Sequence[str]) -> None:
     contestants: dict[str, Callable[[], Cost]] = {}
     products: dict[str, dict[str, int]] = {}
     for precision in precisions:
+        theirs = torch and torch.ask(do="try", precision=precision)
+        if torch and not theirs:
+            print(
+                f"PyTorch has no LSTM of {precision} on this processor: left out, and its products, which take minutes",
+                file=sys.stderr,
+            )
         for framework in frameworks:
             if framework != "PyTorch":
                 contestants[f"{framework} {precision}"] = contestant(
                     line, framework, settings, precision, parameters
                 )
-            elif torch and not torch.ask(do="try", precision=precision):
-                print(
-                    f"PyTorch has no LSTM of {precision} on this processor: left out",
-                    file=sys.stderr,
-                )
-            elif torch:
+            elif torch and theirs:
                 contestants[f"PyTorch {precision}"] = functools.partial(
                     torch.cost,
                     do="layers" if line.layer else "train",
@@ -255,7 +256,7 @@ def measure(line: argparse.Namespace, parameters: Sequence[str]) -> None:
             name = f"product of {side}, {precision}"
             contestants[name] = timed(product(precision, side))
             products[precision][name] = side
-            if torch:
+            if torch and theirs:
                 contestants[f"PyTorch's {name}"] = functools.partial(
                     torch.cost, do="product", precision=precision, side=side
                 )

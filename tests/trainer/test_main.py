@@ -131,6 +131,8 @@ MISTAKES = {
         "--check_replicas_every=-2: it must be at least 0"
     ),
     "train x --prompt=a --workdir=w": "--prompt is for sample, not for train: remove it",
+    "evaluate --class=1 --workdir=w": "--class is for sample, not for evaluate: remove it",
+    "sample --class=-1 --workdir=w": "--class=-1: -1 is not a non-negative integer",
     "evaluate --top_p=0.9 --workdir=w": "--top_p is for sample, not for evaluate: remove it",
     "sample --prompt= --workdir=w": "--prompt is empty: give a text, or leave it out",
     "sample --prompt=a\udcff --workdir=w": "--prompt='a\\udcff' is not in UTF-8: give it so",
@@ -359,10 +361,12 @@ class PaperTrainer:
     streams = False
     classes: int | None = None
 
-    def sample(self, count: int, seed: int, prompt: str | None = None) -> Any:
+    def sample(
+        self, count: int, seed: int, prompt: str | None = None, label: int | None = None
+    ) -> Any:
         if self.decoded is not None:
             return self.decoded
-        return np.full([count, 2, 2, 1], seed, np.uint8)
+        return np.full([count, 2, 2, 1], seed + (label or 0), np.uint8)
 
     def pictures(self) -> Mapping[str, np.ndarray]:
         return {"sails": np.zeros([1, 2, 2, 2, 1], np.uint8)} if self.decoded is None else {}
@@ -700,6 +704,10 @@ def test_evaluate_and_sample_take_the_run(lockstep, tmp_path: Path, monkeypatch)
     picture = np.asarray(Image.open(tmp_path / "w/samples/step-00000003-seed-7.png"))
     assert picture[0, 0] == 7
     assert (tmp_path / "w/samples/step-00000003-sails.png").exists()
+    _, out, _ = lockstep("sample --workdir=w --seed=7 --class=1")
+    assert out.splitlines()[0] == "w/samples/step-00000003-seed-7-class-1.png"
+    picture = np.asarray(Image.open(tmp_path / "w/samples/step-00000003-seed-7-class-1.png"))
+    assert picture[0, 0] == 8
     monkeypatch.setattr(PaperTrainer, "decoded", ["to be", "or not"])
     code, out, _ = lockstep("sample --workdir=w --count=2")
     assert code == 0

@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import PIL.Image
 import pytest
+import tensorflow as tf
 
 from input_pipeline.corpus import Characters, Corpus
 from input_pipeline.text import TextWindows
@@ -47,6 +48,31 @@ def test_many_samples_are_drawn_in_parts(monkeypatch):
     monkeypatch.setattr("trainer.sampling.CHUNK", 4)
     np.testing.assert_array_equal(trainer.sample(11), whole)
     np.testing.assert_array_equal(trainer.sample(4), whole[:4])
+
+
+class Classes(Regression):
+    """Samples of three classes in turn, which begin with theirs."""
+
+    classes = 3
+
+    def sample(self, noise):
+        label = tf.cast(noise.index % self.classes, noise.dtype)[:, tf.newaxis]
+        return tf.concat([label, super().sample(noise)], 1)
+
+
+def test_one_class_is_drawn_of_those_that_take_turns():
+    trainer = quiet(experiment(Classes, points(21), steps=1, seed=5), ONE)
+    every = trainer.sample(12)
+    assert list(every[:, 0]) == 4 * [0, 1, 2]
+    for label in range(3):
+        one = trainer.sample(4, label=label)
+        np.testing.assert_allclose(one, every[label::3], rtol=1e-14)
+    with pytest.raises(UsageError, match="--class=3: the model has classes 0 to 2"):
+        trainer.sample(4, label=3)
+    with pytest.raises(
+        UsageError, match="Regression draws no class that one could choose: leave --class=0 out"
+    ):
+        quiet(regression(), ONE).sample(4, label=0)
 
 
 # ---------------------------------------------------------------------- texts
