@@ -118,8 +118,8 @@ def _recurrence(
     is between two of them. The inputs' share of the gates, and on the way back, which is written out, the gradients of inputs
     and weights are large products for all times, outside what is compiled: on CPU they are TensorFlow's, which are faster than
     XLA's, above all if their results have few columns: the inputs' share is a product for each gate, and the kernels' gradient
-    is computed transposed, of both kernels at once. In a program that is compiled as a whole all are a part of it. Measured by
-    `scripts/benchmark lstm`. On a GPU where XLA compiles nothing it is cuDNN's.
+    is computed transposed, of both kernels at once. In a program that is compiled as a whole all are a part of it, and the
+    inputs' share is one product. Measured by `scripts/benchmark lstm`. On a GPU where XLA compiles nothing it is cuDNN's.
 
     Args:
       x: `[b, time, inputs]`, of the dtype of the products.
@@ -133,9 +133,10 @@ def _recurrence(
     Returns:
       h of all times `[b, time, units]` and the last c `[b, units]`.
     """
-    if lstm_cudnn.fits(x, h, mask) and not in_xla():
+    compiled = in_xla()
+    if lstm_cudnn.fits(x, h, mask) and not compiled:
         return lstm_cudnn.recurrence(x, kernel, recurrent_kernel, bias, h, c)
-    large = h.shape.is_fully_defined() and h.shape.num_elements() >= LARGE and not in_xla()
+    large = h.shape.is_fully_defined() and h.shape.num_elements() >= LARGE and not compiled
     forward, backward = (_compiled_forward, _compiled_backward) if large else (_forward, _backward)
 
     @tf.custom_gradient
@@ -150,10 +151,14 @@ def _recurrence(
         low, dtype = x.dtype, c.dtype
         x = tf.transpose(x, [1, 0, 2])
         weights = tf.cast(recurrent_kernel, low)
-        of_gates = zip(tf.split(kernel, 4, 1), tf.split(bias, 4), strict=True)
-        shares = [
-            tf.cast(_product(x, tf.cast(w, low)) + tf.cast(b, low), dtype) for w, b in of_gates
-        ]
+
+        def share(kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+            return tf.cast(_product(x, tf.cast(kernel, low)) + tf.cast(bias, low), dtype)
+
+        if compiled:
+            shares = tf.split(share(kernel, bias), 4, 2)
+        else:
+            shares = list(map(share, tf.split(kernel, 4, 1), tf.split(bias, 4)))
         outputs, last, factors = forward(shares, h, c, mask, weights)
 
         def gradient(d_outputs: tf.Tensor, d_c: tf.Tensor):
@@ -161,7 +166,8 @@ def _recurrence(
             d_z, d_h, d_c = backward(d_outputs, d_c, factors, mask, weights)
             d_x = _product(d_z, tf.cast(kernel, low), transpose_b=True)
             before = tf.concat([h[tf.newaxis], outputs[:-1]], 0)
-            before = before if mask is None else before * mask
+            if mask is not None:
+                before *= mask
             multiplied = tf.concat([x, tf.cast(before, low)], 2)
             # Sums over rows and times, in the dtype of the state.
             rows = _rows(tf.cast(d_z, dtype))
