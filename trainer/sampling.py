@@ -60,8 +60,8 @@ class Sampling:
         if label is None:
             chunks = [(first, min(CHUNK, count - first)) for first in range(0, count, CHUNK)]
         else:
-            classes = self._classes(label)
-            chunks = [(label + i * classes, 1) for i in range(count)]
+            self._check_class(label)
+            chunks = [(label + i * self.classes, 1) for i in range(count)]
         parts = [
             self._draw(seed, rows, tf.constant(first, tf.int64), tokens).numpy()
             for first, rows in chunks
@@ -85,16 +85,18 @@ class Sampling:
             drawn = np.concatenate([drawn, part.numpy()], 1)[:, :length]
             yield self._decode(drawn, tokens or ())[0]
 
-    def _classes(self, label: int) -> int:
-        """How many classes the samples have in turn, of which `label` is one."""
-        classes = getattr(self._objective, "classes", 0)
-        if not classes:
+    @property
+    def classes(self) -> int:
+        """How many classes samples have in turn, sample i that of i modulo them; 0 if they have none."""
+        return getattr(self._objective, "classes", 0)
+
+    def _check_class(self, label: int) -> None:
+        if not self.classes:
             raise UsageError(
                 f"{type(self._objective).__name__} draws no class that one could choose: leave --class={label} out"
             )
-        if not 0 <= label < classes:
-            raise UsageError(f"--class={label}: the model has classes 0 to {classes - 1}")
-        return classes
+        if not 0 <= label < self.classes:
+            raise UsageError(f"--class={label}: the model has classes 0 to {self.classes - 1}")
 
     def _tokens(self, prompt: str | None) -> tuple[int, ...] | None:
         if prompt is None:

@@ -459,9 +459,9 @@ class Trainer:
     # ------------------------------------------------------------------ use
 
     @property
-    def classes(self) -> int | None:
-        """How many classes samples have in turn, sample i that of i modulo them; 0 or None if they have none."""
-        return getattr(self.objective, "classes", None)
+    def classes(self) -> int:
+        """How many classes samples have in turn, sample i that of i modulo them; 0 if they have none."""
+        return self._sampling.classes
 
     def evaluate(self) -> dict[str, float]:
         """Exact means of the objective's metrics over the validation examples, on the weights as they stand."""
