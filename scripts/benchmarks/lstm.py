@@ -233,7 +233,7 @@ def measure(line: argparse.Namespace, parameters: Sequence[str]) -> None:
     contestants: dict[str, Callable[[], Cost]] = {}
     products: dict[str, dict[str, int]] = {}
     for precision in precisions:
-        theirs = torch and torch.ask(do="try", precision=precision)
+        theirs = torch if torch and torch.ask(do="try", precision=precision) else None
         if torch and not theirs:
             print(
                 f"PyTorch has no LSTM of {precision} on this processor: left out, and its products, which take minutes",
@@ -244,9 +244,9 @@ def measure(line: argparse.Namespace, parameters: Sequence[str]) -> None:
                 contestants[f"{framework} {precision}"] = contestant(
                     line, framework, settings, precision, parameters
                 )
-            elif torch and theirs:
+            elif theirs:
                 contestants[f"PyTorch {precision}"] = functools.partial(
-                    torch.cost,
+                    theirs.cost,
                     do="layers" if line.layer else "train",
                     precision=precision,
                     steps=line.steps,
@@ -256,9 +256,9 @@ def measure(line: argparse.Namespace, parameters: Sequence[str]) -> None:
             name = f"product of {side}, {precision}"
             contestants[name] = timed(product(precision, side))
             products[precision][name] = side
-            if torch and theirs:
+            if theirs:
                 contestants[f"PyTorch's {name}"] = functools.partial(
-                    torch.cost, do="product", precision=precision, side=side
+                    theirs.cost, do="product", precision=precision, side=side
                 )
                 products[precision][f"PyTorch's {name}"] = side
     for run in contestants.values():
