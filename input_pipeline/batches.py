@@ -215,7 +215,7 @@ class Batches:
                     of_update = tf.nest.map_structure(lambda x, rows=rows: x[rows], records)
                 batch = self.source.read(of_update)
                 noise = Noise(self.seed, "transform", rows=local, first=first)
-                parts.append(_apply(self.transforms, batch, noise))
+                parts.append(apply(self.transforms, batch, noise))
             return tf.nest.map_structure(lambda *part: tf.stack(part), *parts)
 
         return _pipeline(indices, read, worker)
@@ -245,7 +245,7 @@ class Batches:
             noise = Noise(
                 self.seed, "validation_transform", rows=local, first=first + replica * local
             )
-            return _apply(self.validation_transforms, examples, noise), ids
+            return apply(self.validation_transforms, examples, noise), ids
 
         steps = -(-len(source) // read_a_step)
         indices = tf.data.Dataset.range(steps * worker.count)
@@ -300,9 +300,10 @@ def _check_held_out(trained: ElementSpec, held_out: ElementSpec) -> None:
             )
 
 
-def _apply(
+def apply(
     transforms: Sequence[Transform], batch: dict[str, tf.Tensor], noise: Noise
 ) -> dict[str, tf.Tensor]:
+    """The batch of `noise.rows` examples after the transforms, each with a stream of noise of its own."""
     for number, transform in enumerate(transforms):
         batch = transform(batch, noise(f"{number}/{type(transform).__name__}"))
     return batch

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from input_pipeline.batches import ElementSpec
@@ -155,6 +156,45 @@ class Dequantize(_ImageTransform):
     def change(self, images: tf.Tensor, noise: Noise) -> tf.Tensor:
         uniform = tf.cast(noise.uniform(images.shape[1:]), images.dtype)
         return (images * (self.levels - 1) + uniform) / self.levels
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalize(_ImageTransform):
+    """Subtracts a mean and divides by a standard deviation, as classifiers of pictures are often given them.
+
+    It belongs last: the other transforms, and models that draw pictures, want [0, 1].
+
+    Attributes:
+      mean: of each channel, or one number for all, in [0, 1] as the pictures.
+      standard_deviation: likewise.
+    """
+
+    mean: float | Sequence[float]
+    standard_deviation: float | Sequence[float]
+
+    def __post_init__(self) -> None:
+        if np.any(np.asarray(self.standard_deviation) <= 0):
+            raise ValueError(
+                f"Normalize.standard_deviation is {self.standard_deviation}: it must be above 0"
+            )
+
+    def element_spec(self, spec: ElementSpec) -> ElementSpec:
+        changed = super().element_spec(spec)
+        channels = changed[self.feature].shape[2]
+        for name in ("mean", "standard_deviation"):
+            value = getattr(self, name)
+            if np.shape(value) not in ((), (channels,)):
+                raise ValueError(
+                    f'Normalize.{name} is {value}, and feature "{self.feature}" has {channels} channels: give one number, '
+                    "or one for each channel"
+                )
+        return changed
+
+    def change(self, images: tf.Tensor, noise: Noise) -> tf.Tensor:
+        mean, deviation = (
+            tf.constant(value, images.dtype) for value in (self.mean, self.standard_deviation)
+        )
+        return (images - mean) / deviation
 
 
 @dataclasses.dataclass(frozen=True)

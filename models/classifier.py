@@ -67,7 +67,7 @@ class Classifier:
         """What the classifier sees in images.
 
         Args:
-          images: `[b, height, width, channels]` in [0, 1].
+          images: `[b, height, width, channels]`, as those that it was trained on.
 
         Returns:
           Features `[b, features]`, none below 0, and the probabilities of the classes `[b, classes]`; float32 at least.

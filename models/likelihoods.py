@@ -20,13 +20,22 @@ SMALLEST_MEAN = 1e-3
 class Likelihood(keras.layers.Layer):
     """p(x | outputs) of pictures of one shape.
 
+    Args:
+      shape: of a picture, `(height, width, channels)`.
+      name: of the layer.
+
     Attributes:
-      outputs: shape of the decoder's outputs for one picture, `(height, width, channels)`.
-      discrete: whether it is a probability of grey levels, so that bits a dimension can be compared with those of coders.
+      outputs: shape of the decoder's outputs for one picture, `(height, width, channels)`; that of a picture unless a
+        likelihood says else.
+      level_bits: what `bits_per_dimension` adds for each pixel and channel: 0 of probabilities, log2 of the grey levels of a
+        density of levels that are spread over intervals of 1 / levels, None of a density of which no levels are known.
     """
 
-    outputs: tuple[int, int, int]
-    discrete = False
+    level_bits: float | None = 0.0
+
+    def __init__(self, shape: tuple[int, int, int], *, name: str):
+        super().__init__(name=name)
+        self.shape = self.outputs = shape
 
     def log_probability(self, x: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         """Of pictures `[b, height, width, channels]` under each of k outputs `[b, k, *self.outputs]`: `[b, k]`."""
@@ -48,14 +57,21 @@ class Likelihood(keras.layers.Layer):
     ) -> dict[str, tf.Tensor]:
         """Of pictures `[b, height, width, channels]`, the outputs for them `[b, *self.outputs]` and bounds `[b]`, in nats.
 
-        "squared_error" of the expected pictures, a mean over pixels and channels; of discrete likelihoods
-        "bits_per_dimension", the bound in bits a pixel and channel.
+        "squared_error" of the expected pictures, a mean over pixels and channels, and `bits_per_dimension` of the bound.
         """
         error = tf.math.squared_difference(x, self.mean(outputs))
         metrics = {"squared_error": tf.reduce_mean(error, [1, 2, 3])}
-        if self.discrete:
-            metrics["bits_per_dimension"] = bits_per_dimension(negative_elbo, x)
-        return metrics
+        return metrics | self.bits_per_dimension("bits_per_dimension", negative_elbo)
+
+    def bits_per_dimension(self, name: str, nats: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Nats `[b]` of pictures as bits a pixel and channel, `{name: [b]}`; nothing if they are of a density of unknown levels.
+
+        Of a density of spread levels it bounds the bits of the levels from above (Theis, van den Oord & Bethge 2016, section
+        3.1).
+        """
+        if self.level_bits is None:
+            return {}
+        return {name: nats / (math.log(2) * math.prod(self.shape)) + self.level_bits}
 
 
 LikelihoodFactory = Callable[..., Likelihood]
@@ -66,12 +82,8 @@ class Bernoulli(Likelihood):
     """Σ x log p + (1 - x) log(1 - p), p = sigmoid(outputs).
 
     For grey values x in [0, 1] this is minus the cross-entropy: what one expects of a picture whose pixels are drawn with
-    probability x, and no density of grey values.
+    probability x, and no density of grey values; bits a dimension are those of binary pictures.
     """
-
-    def __init__(self, shape: tuple[int, int, int], *, name: str):
-        super().__init__(name=name)
-        self.outputs = shape
 
     def log_probability(self, x: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         rows, samples = outputs.shape[:2]
@@ -93,17 +105,30 @@ class Gaussian(Likelihood):
       scale: the standard deviation, or None to learn one for all pixels (Rybkin, Daniilidis & Levine 2021). Its logarithm
         then starts near 0 and is bounded from below by -6 through a softplus, else it falls without end where pixels are
         reproduced exactly.
+      levels: grey levels of the data, if the transform `Dequantize` spreads as many; None if it spreads none, and then no
+        bits a dimension are reported.
 
     Raises:
-      ValueError: if the scale is not positive.
+      ValueError: if the scale is not positive, or there are fewer than two levels.
     """
 
-    def __init__(self, shape: tuple[int, int, int], *, name: str, scale: float | None = None):
-        super().__init__(name=name)
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        name: str,
+        scale: float | None = None,
+        levels: int | None = None,
+    ):
+        super().__init__(shape, name=name)
         if scale is not None and not scale > 0:
             raise ValueError(f"Gaussian.scale is {scale}: it must be above 0, or None to learn one")
-        self.outputs = shape
+        if levels is not None and levels < 2:
+            raise ValueError(
+                f"Gaussian.levels is {levels}: it must be at least 2, or None for data that is not dequantised"
+            )
         self.scale = scale
+        self.level_bits = None if levels is None else math.log2(levels)
         self.build()
 
     def build(self, input_shape: Sequence[int | None] | None = None) -> None:
@@ -134,11 +159,6 @@ def logit(mean: tf.Tensor) -> tf.Tensor:
     """log(mean / (1 - mean)) of means that are held a thousandth away from 0 and 1."""
     mean = tf.clip_by_value(mean, SMALLEST_MEAN, 1 - SMALLEST_MEAN)
     return tf.math.log(mean) - tf.math.log1p(-mean)
-
-
-def bits_per_dimension(nats: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Nats `[b]` of pictures `[b, height, width, channels]` in bits a pixel and channel."""
-    return nats / (math.log(2) * math.prod(x.shape[1:]))
 
 
 @tf.custom_gradient

@@ -56,12 +56,10 @@ class LogisticMixture(Likelihood):
       ValueError: if a number is out of range.
     """
 
-    discrete = True
-
     def __init__(
         self, shape: tuple[int, int, int], *, name: str, levels: int = 256, mixtures: int = 5
     ):
-        super().__init__(name=name)
+        super().__init__(shape, name=name)
         if levels < 2 or mixtures < 1:
             raise ValueError(
                 f"LogisticMixture has levels {levels} and mixtures {mixtures}: they must be at least 2 and 1"

@@ -18,7 +18,7 @@ from models.image_networks import NetworkFactory, image_shape
 from models.labels import LabelPlane, count_classes
 from models.latents import Paths, PriorFactory, StandardNormal, of_samples
 from models.layers import Centring
-from models.likelihoods import Bernoulli, LikelihoodFactory, bits_per_dimension
+from models.likelihoods import Bernoulli, LikelihoodFactory
 from models.mlp import MLPDecoder, MLPEncoder
 from models.objective import Batch, Feature, Metrics, Noise, Optimizer, Phase
 from models.tables import COLUMNS, axes, line
@@ -134,9 +134,9 @@ class VAE:
     def evaluate(self, batch: Batch, noise: Noise, step: tf.Tensor) -> Metrics:
         """The negative ELBO with one posterior sample, without β and free bits, and its parts; `[b]` each.
 
-        With it go the metrics of the likelihood, with `evaluation_samples` the importance-weighted
-        "negative_log_likelihood", of discrete likelihoods also in bits, "likelihood_bits_per_dimension", and for `summary` the posterior means of each stochastic layer and their squares, `[b, 2,
-        units]`.
+        With it go the metrics of the likelihood; with `evaluation_samples` the importance-weighted "negative_log_likelihood",
+        and in bits "likelihood_bits_per_dimension"; and for `summary` the posterior means of each stochastic layer and their
+        squares, `[b, 2, units]`.
         """
         x = tf.cast(batch["image"], noise.dtype)
         posterior = self._posterior(batch, noise, training=False)
@@ -146,8 +146,7 @@ class VAE:
         if self.evaluation_samples:
             nats = self._negative_log_likelihood(batch, posterior, noise("importance"))
             metrics["negative_log_likelihood"] = nats
-            if self.likelihood.discrete:
-                metrics["likelihood_bits_per_dimension"] = bits_per_dimension(nats, x)
+            metrics |= self.likelihood.bits_per_dimension("likelihood_bits_per_dimension", nats)
         means = self.prior.posterior_means(posterior.mean, noise("prior"))
         for mean, name in zip(means, of_layers("active_units", len(means)), strict=True):
             metrics[name] = tf.stack([mean, tf.square(mean)], 1)

@@ -37,6 +37,7 @@ def registry() -> config.Registry:
         CentreCrop,
         Dequantize,
         Flip,
+        Normalize,
         RandomCrop,
         Resize,
         Shift,
@@ -76,7 +77,7 @@ def registry() -> config.Registry:
     }
 
     names = config.Registry()
-    transforms = (Binarize, CentreCrop, Dequantize, Flip, RandomCrop, Resize, Shift)
+    transforms = (Binarize, CentreCrop, Dequantize, Flip, Normalize, RandomCrop, Resize, Shift)
     sources = (
         Digits,
         ImageFolder,

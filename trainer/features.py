@@ -15,6 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from input_pipeline.batches import apply
+from input_pipeline.noise import Noise
 from trainer.exits import ConfigError, DataProblem, one_line
 from trainer.trainer import Trainer
 
@@ -40,7 +42,7 @@ class FeatureNet(Protocol):
 
     Attributes:
       name: for people, of the space that its features are in: numbers of two spaces cannot be compared.
-      digest: of all weights that the features depend on.
+      digest: of all that the features depend on besides the pictures.
       folder: where what it has seen may be kept.
     """
 
@@ -53,6 +55,8 @@ class FeatureNet(Protocol):
 
 class ClassifierNet:
     """A restored training of `models.classifier.Classifier`, for pictures of the size that it was trained on.
+
+    It is given them as its own held-out ones are, after `Experiment.validation_transforms`.
 
     Raises:
       ConfigError: if it is the training of something else.
@@ -67,10 +71,11 @@ class ClassifierNet:
                 f"--features={classifier.workdir} is a run of {type(classifier.objective).__name__}: name one of a Classifier"
             )
         self._see = recognise
+        self._transforms = classifier.batches.validation_transforms
         self._shape = classifier.batches.element_spec["image"].shape
         self.name = str(classifier.workdir)
         self.folder = classifier.workdir or pathlib.Path()
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(repr(self._transforms).encode())
         for name, network in sorted(classifier.objective.networks.items()):
             for weight in network.weights:
                 digest.update(f"{name} {weight.path}".encode())
@@ -85,17 +90,19 @@ class ClassifierNet:
                 "Experiment.validation_transforms"
             )
         parts = [
-            self._run(tf.constant(pictures[i : i + self.BATCH]))
+            self._run(tf.constant(pictures[i : i + self.BATCH]), tf.constant(i, tf.int64))
             for i in range(0, len(pictures), self.BATCH)
         ]
         return Seen(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
     @functools.cached_property
     def _run(self) -> Callable:
-        def run(pictures: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return self._see(tf.cast(pictures, tf.float32) / 255)
+        def run(pictures: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            images = tf.cast(pictures, tf.float32) / 255
+            noise = Noise(0, "features", rows=images.shape[0], first=first)
+            return self._see(apply(self._transforms, {"image": images}, noise)["image"])
 
-        return tf.function(run, autograph=False, reduce_retracing=True)
+        return tf.function(run, autograph=False)
 
 
 class InceptionNet:

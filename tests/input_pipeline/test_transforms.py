@@ -13,6 +13,7 @@ from input_pipeline.transforms import (
     CentreCrop,
     Dequantize,
     Flip,
+    Normalize,
     RandomCrop,
     Resize,
     Shift,
@@ -101,6 +102,24 @@ def test_dequantize_fills_the_interval_of_each_level():
     for level, values in enumerate(spread.T):
         assert level / 4 < values.min() and values.max() < (level + 1) / 4
         assert scipy.stats.kstest(values * 4 - level, "uniform").pvalue > 0.01
+
+
+def test_normalize_by_channel():
+    images = pictures(3)
+    changed = apply(Normalize((0.5, 0.25), (0.5, 2.0)), images)
+    assert changed.dtype == images.dtype
+    np.testing.assert_allclose(changed[..., 0], images[..., 0] * 2 - 1, atol=1e-6)
+    np.testing.assert_allclose(changed[..., 1], images[..., 1] / 2 - 0.125, atol=1e-6)
+    np.testing.assert_allclose(apply(Normalize(0.5, 0.5), images), images * 2 - 1, atol=1e-6)
+
+
+def test_normalize_wants_a_number_for_each_channel():
+    spec = {"image": Feature((5, 7, 2), "float32")}
+    assert Normalize((0.1, 0.2), 1.0).element_spec(spec) == spec
+    with pytest.raises(
+        ValueError, match=r'Normalize.mean is \(0, 0, 0\), and feature "image" has 2 channels'
+    ):
+        Normalize((0, 0, 0), 1.0).element_spec(spec)
 
 
 def test_shift_moves_each_image_by_all_offsets_alike():
@@ -197,6 +216,7 @@ def test_a_crop_larger_than_the_image_is_refused():
     ("make", "says"),
     [
         (lambda: Dequantize(levels=1), "Dequantize.levels is 1: it must be at least 2"),
+        (lambda: Normalize(0.5, (1.0, 0.0)), r"Normalize.standard_deviation is \(1.0, 0.0\)"),
         (lambda: Shift(pixels=-1), "Shift.pixels is -1: it must be at least 0"),
         (lambda: Resize((8, 0)), r"Resize.size is \(8, 0\): it must be height and width"),
         (lambda: CentreCrop((1, 2, 3)), r"CentreCrop.size is \(1, 2, 3\)"),

@@ -52,9 +52,37 @@ def test_gaussian_against_scipy(scale):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-def test_the_scale_of_a_gaussian_is_checked():
-    with pytest.raises(ValueError, match=r"Gaussian\.scale is 0\.0: it must be above 0"):
-        Gaussian(SHAPE, name="likelihood", scale=0.0)
+def test_bits_of_spread_levels_bound_those_of_the_levels():
+    """Of a normal density wider than a level, by little (Theis, van den Oord & Bethge 2016)."""
+    levels, scale, draws = 17, 0.5, 2000
+    k = CHANCE.integers(levels, size=SHAPE)
+    outputs = CHANCE.normal(size=SHAPE)
+    normal = scipy.stats.norm(1 / (1 + np.exp(-outputs)), scale)
+    expected = -np.log2(normal.cdf((k + 1) / levels) - normal.cdf(k / levels)).mean()
+
+    gaussian = Gaussian(SHAPE, name="likelihood", scale=scale, levels=levels)
+    # The same place of a cell for every pixel: the mean over evenly spread places is the integral.
+    places = (np.arange(draws) + 0.5) / draws
+    x = (k + places.reshape(-1, 1, 1, 1)) / levels
+    repeated = np.broadcast_to(outputs, (draws, 1, *SHAPE))
+    nats = -gaussian.log_probability(tf.constant(x), tf.constant(repeated))[:, 0]
+    bits = float(tf.reduce_mean(gaussian.bits_per_dimension("bits", nats)["bits"]))
+    assert expected < bits < expected + 0.01
+
+
+def test_bits_a_dimension():
+    six_bits = tf.constant([0.0, 6 * np.log(2)], tf.float64)
+    bernoulli = Bernoulli(SHAPE, name="likelihood").bits_per_dimension("bits", six_bits)
+    np.testing.assert_allclose(bernoulli["bits"], [0, 1], rtol=1e-12)
+    uniform = Gaussian(SHAPE, name="likelihood", levels=256).bits_per_dimension("bits", six_bits)
+    np.testing.assert_allclose(uniform["bits"], [8, 9], rtol=1e-12)
+    assert Gaussian(SHAPE, name="likelihood").bits_per_dimension("bits", six_bits) == {}
+
+
+@pytest.mark.parametrize(("name", "value"), [("scale", 0.0), ("levels", 1)])
+def test_arguments_of_a_gaussian_are_checked(name, value):
+    with pytest.raises(ValueError, match=rf"Gaussian\.{name} is {value}: it must be "):
+        Gaussian(SHAPE, name="likelihood", **{name: value})
 
 
 @pytest.mark.parametrize("length", [784, 192, 67, 1])

@@ -14,9 +14,9 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing import event_accumulator
 
-from input_pipeline.batches import Batches
+from input_pipeline.batches import Batches, Feature
 from input_pipeline.images import Images
-from input_pipeline.transforms import CentreCrop
+from input_pipeline.transforms import CentreCrop, Dequantize, Normalize
 from models.sample_metrics import frechet_distance
 from tests.trainer.objectives import quiet
 from trainer import catalogue, config_files, judge
@@ -324,3 +324,29 @@ def test_pictures_of_another_size_are_refused(runs, capsys, tmp_path):
         f"lockstep: the pictures are [5, 6, 1], and the classifier of {runs}/classifier is for [8, 8, 1]: train one on the "
         "same data, and give both the same sizes in Experiment.validation_transforms\n"
     )
+
+
+def test_a_classifier_sees_pictures_through_its_own_transforms(tmp_path):
+    def net(*transforms):
+        means = lambda images: (tf.reduce_mean(images, [1, 2]), tf.ones([images.shape[0], 1]))  # noqa: E731
+        return ClassifierNet(
+            SimpleNamespace(
+                objective=SimpleNamespace(recognise=means, networks={}),
+                batches=SimpleNamespace(
+                    validation_transforms=transforms,
+                    element_spec={"image": Feature((2, 2, 1), "float32")},
+                ),
+                workdir=tmp_path,
+            )
+        )
+
+    pictures = np.random.default_rng(0).integers(256, size=(501, 2, 2, 1), dtype=np.uint8)
+    plain, normalised = net(), net(Normalize(0.5, 0.25))
+    expected = pictures.mean((1, 2)) / 255
+    np.testing.assert_allclose(plain(pictures).features, expected, atol=1e-6)
+    np.testing.assert_allclose(normalised(pictures).features, expected * 4 - 2, atol=1e-5)
+    assert plain.digest != normalised.digest
+    # What is random in them belongs to a picture, whichever part it is in.
+    drawn = net(Dequantize(levels=256))(pictures).features
+    assert np.all((drawn > expected * 255 / 256) & (drawn < (expected * 255 + 1) / 256))
+    assert len(np.unique(drawn - expected * 255 / 256)) > 480
