@@ -7,6 +7,9 @@ asks for the data from step s. An `Unindexed` source is the exception: which exa
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -74,6 +77,18 @@ class Unindexed(Protocol):
 
     def decode(self, samples: Any) -> Any:
         """As that of `Source`."""
+
+
+class Identified(Protocol):
+    """A source that says what a training must find again when it goes on. It may have either, or `classes` for a vocabulary."""
+
+    @property
+    def vocabulary(self) -> str:
+        """What its tokens stand for."""
+
+    @property
+    def content(self) -> str:
+        """A digest of its examples, as far as they are read at the start anyway."""
 
 
 class Streamed(Protocol):
@@ -149,7 +164,7 @@ class Batches:
                 "each, set both to the same number"
             )
         if self.validation_spec is not None:
-            _check_classes(self.source, self.validation)
+            _check_meaning(self.source, self.validation)
             _check_held_out(self.element_spec, self.validation_spec)
 
     @property
@@ -168,6 +183,19 @@ class Batches:
     def examples(self) -> int | None:
         """How many training examples there are; None of an unindexed source, which does not know."""
         return None if isinstance(self.source, Unindexed) else len(self.source)
+
+    @functools.cached_property
+    def identity(self) -> Mapping[str, str]:
+        """Digests of what must be the same wherever a training goes on, of data that say so.
+
+        "meaning", of what tokens or labels stand for, without which a model is of no use, and "examples", of those that are
+        trained on.
+        """
+        meaning = meaning_of(self.source)
+        found = {"meaning": digest(meaning)} if meaning else {}
+        if self.examples is not None:
+            found["examples"] = digest([self.examples, getattr(self.source, "content", None)])
+        return found
 
     @property
     def inexact(self) -> str | None:
@@ -258,12 +286,28 @@ def _transformed(spec: ElementSpec, transforms: Sequence[Transform]) -> ElementS
     return spec
 
 
-def _check_classes(source: Any, validation: Any) -> None:
-    """Checks that a label means the same class in both, where they have names.
+def meaning_of(source: Any) -> str | list[str]:
+    """What the tokens or labels of a source stand for: see `Identified`; empty if it does not say."""
+    return getattr(source, "vocabulary", "") or list(getattr(source, "classes", None) or ())
+
+
+def digest(value: Any) -> str:
+    """Of a JSON value, 32 hexadecimal digits."""
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
+
+
+def _check_meaning(source: Any, validation: Any) -> None:
+    """Checks that a token or a label means the same in both, where they say what it means.
 
     Raises:
-      DataError: naming the first that does not.
+      DataError: if not, naming the first label that does not.
     """
+    vocabularies = [getattr(one, "vocabulary", None) for one in (source, validation)]
+    if None not in vocabularies and vocabularies[0] != vocabularies[1]:
+        raise DataError(
+            "the vocabulary of held-out texts is not that of training ones, so that tokens mean something else: give both as "
+            "parts of one corpus, or the same tokenizer"
+        )
     names, held_out = (getattr(one, "classes", None) or () for one in (source, validation))
     for label, (name, found) in enumerate(zip(names, held_out, strict=False)):
         if name != found:

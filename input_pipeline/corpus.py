@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from input_pipeline.arrays import digest_of
 from input_pipeline.batches import DataError
 from input_pipeline.tokenization import Characters, Tokenizer
 
@@ -18,10 +19,12 @@ class Corpus:
     Attributes:
       parts: tokens by the name of the part, integers `[n]` each, in memory or mapped into it: "train", and what is held out.
       tokenizer: that made them.
+      digests: of parts by their name, where they are known without reading them.
     """
 
     parts: Mapping[str, np.ndarray]
     tokenizer: Tokenizer
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def part(self, name: str) -> np.ndarray:
         """The tokens of a part.
@@ -34,6 +37,10 @@ class Corpus:
                 f'the corpus has no part "{name}": choose one of {", ".join(self.parts)}'
             )
         return self.parts[name]
+
+    def digest(self, name: str) -> str:
+        """Of the tokens of a part, in hexadecimal."""
+        return self.digests.get(name) or digest_of(self.part(name))
 
 
 def in_parts(tokens: np.ndarray, validation: float, test: float = 0.0) -> dict[str, np.ndarray]:

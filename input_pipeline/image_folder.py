@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.arrays import Arrays
-from input_pipeline.batches import DataError, ElementSpec, Feature
+from input_pipeline.batches import DataError, ElementSpec, Feature, digest
 from input_pipeline.decoding import EncodedPictures, Form, Size
 from input_pipeline.images import pictures
 from input_pipeline.retrying import read_bytes, reason_of, shown
@@ -81,6 +81,12 @@ class ImageFolder:
         if self.classes:
             batch["label"] = self._arrays.read(ids)["label"]
         return batch
+
+    @property
+    def content(self) -> str:
+        """A digest of the names of the pictures and of their classes' folders."""
+        within = len(self.paths[0].parents[1 if self.classes else 0].parts)
+        return digest(["/".join(path.parts[within:]) for path in self.paths])
 
     def decode(self, samples: Any) -> np.ndarray:
         """Pictures, uint8 `[n, height, width, channels]`, of floats in [0, 1], cut off at both ends."""

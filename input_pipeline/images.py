@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.arrays import Arrays
+from input_pipeline.arrays import Arrays, digest_of
 from input_pipeline.batches import DataError, ElementSpec, Feature
 from input_pipeline.retrying import read_bytes, reason_of, retrying
 
@@ -70,6 +70,11 @@ class Images:
         """The examples of `ids` (int64 `[n]`)."""
         batch = self._arrays.read(ids)
         return {**batch, "image": tf.cast(batch["image"], tf.float32) / (self._levels - 1)}
+
+    @property
+    def content(self) -> str:
+        """A digest of pictures and labels."""
+        return digest_of(*self._arrays.arrays.values())
 
     def decode(self, samples: Any) -> np.ndarray:
         """Pictures, uint8 `[n, height, width, channels]`, of floats in [0, 1], cut off at both ends."""

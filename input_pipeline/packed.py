@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.arrays import Arrays
-from input_pipeline.batches import ElementSpec, Feature
+from input_pipeline.batches import ElementSpec, Feature, digest
 from input_pipeline.images import pictures
 from input_pipeline.manifest import PICTURES, mapped, opened
 
@@ -34,7 +34,7 @@ class Packed:
 
     Raises:
       DataError: if it is no such folder, or a file of it is missing, of another length than it was written with, or, up to
-        16 MiB, of other contents. `scripts/convert verify` compares the contents of all files.
+        256 MiB, of other contents. `scripts/convert verify` compares the contents of all files.
     """
 
     def __init__(self, folder: str) -> None:
@@ -42,6 +42,7 @@ class Packed:
         index = opened(folder, PICTURES)
         count, shape = index["count"], tuple(index["shape"])
         self.classes: list[str] = index["classes"]
+        self.content = digest(index["files"])
         self.element_spec: ElementSpec = {"image": Feature(shape, "float32")}
         arrays = {"image": mapped(pathlib.Path(folder, IMAGES), np.uint8, (count, *shape))}
         if index["cardinality"] is not None:

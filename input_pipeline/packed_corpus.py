@@ -31,7 +31,7 @@ def packed_corpus(folder: str) -> Corpus:
 
     Raises:
       DataError: if it is no such folder, or a file of it is missing, of another length than it was written with, or, up to
-        16 MiB, of other contents (`scripts/convert verify` compares those of all files); or if the library that made the
+        256 MiB, of other contents (`scripts/convert verify` compares those of all files); or if the library that made the
         subwords is not installed.
     """
     path = pathlib.Path(os.path.expanduser(folder))
@@ -48,7 +48,8 @@ def packed_corpus(folder: str) -> Corpus:
         for name in names
         if f"{name}.npy" in index["files"]
     }
-    return Corpus(parts, tokenizer)
+    digests = {name: index["files"][f"{name}.npy"]["sha256"] for name in parts}
+    return Corpus(parts, tokenizer, digests)
 
 
 def pack_corpus(

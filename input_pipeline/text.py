@@ -24,7 +24,7 @@ class Text:
     def __init__(self, corpus: Corpus, part: str, window: int) -> None:
         if window < 1:
             raise ValueError(f"window is {window}: it must be at least 1")
-        self.corpus, self.window = corpus, window
+        self.corpus, self.part, self.window = corpus, part, window
         tokens = corpus.part(part)
         if len(tokens) < window + 1:
             raise DataError(
@@ -46,6 +46,16 @@ class Text:
     def tokens(self) -> np.ndarray:
         """All tokens of the part, integers `[n]`."""
         return self._arrays.arrays["tokens"]
+
+    @property
+    def vocabulary(self) -> str:
+        """What makes an equal tokenizer."""
+        return self.corpus.tokenizer.to_json()
+
+    @property
+    def content(self) -> str:
+        """A digest of the part's tokens."""
+        return self.corpus.digest(self.part)
 
     def encode(self, text: str) -> np.ndarray:
         """Tokens of a text, integers `[n]`.

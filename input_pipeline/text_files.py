@@ -87,6 +87,8 @@ def read_texts(
     for name, given in (("validation", validation), ("test", test)):
         if isinstance(given, str):
             texts[name] = read_text(given, column)
+            if not texts[name]:
+                raise DataError(f"{given} is empty: name a text to hold out as {name}")
     if not texts["train"]:
         raise DataError(
             f"{path} has {len(whole):,} characters, none of them to train on: give a longer text"

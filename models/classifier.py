@@ -15,7 +15,7 @@ ADAM = Optimizer()
 
 
 class Classifier:
-    """Predicts the label of an image. Implements `objective.Objective`, and draws no samples.
+    """Predicts the label of an image. Implements `objective.Objective` and `Recognising`, and draws no samples.
 
     Args:
       element_spec: of the data, with "image" `[height, width, channels]` and "label", an integer of known cardinality.

@@ -33,7 +33,8 @@ ADAM = Optimizer(
 
 
 class GAN:
-    """A GAN of images in [0, 1], which its networks see in [-1, 1]. Implements `objective.Objective`.
+    """A GAN of images in [0, 1], which its networks see in [-1, 1]. Implements `objective.Objective`,
+    `Conditional` and `Pictured`.
 
     Each phase trains one network and moves the moving averages of that network only: the other one runs in training
     mode too, on statistics of the batch, but keeps its averages.

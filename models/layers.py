@@ -1,4 +1,4 @@
-"""The layers whose numbers must not depend on the number of replicas; all others are Keras' own.
+"""Layers that networks share and what makes them, whose numbers do not depend on the number of replicas.
 
 Random numbers come from named noise, so that example i has the same ones on every layout; batch statistics are taken over
 groups of a fixed number of examples.

@@ -28,10 +28,10 @@ class Likelihood(keras.layers.Layer):
       outputs: shape of the decoder's outputs for one picture, `(height, width, channels)`; that of a picture unless a
         likelihood says else.
       level_bits: what `bits_per_dimension` adds for each pixel and channel: 0 of probabilities, log2 of the grey levels of a
-        density of levels that are spread over intervals of 1 / levels, None of a density of which no levels are known.
+        density of levels that are spread over intervals of 1 / levels; None of what is neither, and then no bits are reported.
     """
 
-    level_bits: float | None = 0.0
+    level_bits: float | None = None
 
     def __init__(self, shape: tuple[int, int, int], *, name: str):
         super().__init__(name=name)
@@ -64,7 +64,7 @@ class Likelihood(keras.layers.Layer):
         return metrics | self.bits_per_dimension("bits_per_dimension", negative_elbo)
 
     def bits_per_dimension(self, name: str, nats: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Nats `[b]` of pictures as bits a pixel and channel, `{name: [b]}`; nothing if they are of a density of unknown levels.
+        """Nats `[b]` of pictures as bits a pixel and channel, `{name: [b]}`; nothing without `level_bits`.
 
         Of a density of spread levels it bounds the bits of the levels from above (Theis, van den Oord & Bethge 2016, section
         3.1).
@@ -82,8 +82,15 @@ class Bernoulli(Likelihood):
     """Σ x log p + (1 - x) log(1 - p), p = sigmoid(outputs).
 
     For grey values x in [0, 1] this is minus the cross-entropy: what one expects of a picture whose pixels are drawn with
-    probability x, and no density of grey values; bits a dimension are those of binary pictures.
+    probability x, and no density of grey values.
+
+    Args:
+      binary: whether the pictures are 0 and 1, as the transform `Binarize` draws them, so that bits a dimension are reported.
     """
+
+    def __init__(self, shape: tuple[int, int, int], *, name: str, binary: bool = False):
+        super().__init__(shape, name=name)
+        self.level_bits = 0.0 if binary else None
 
     def log_probability(self, x: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         rows, samples = outputs.shape[:2]

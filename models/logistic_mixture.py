@@ -56,6 +56,8 @@ class LogisticMixture(Likelihood):
       ValueError: if a number is out of range.
     """
 
+    level_bits = 0.0
+
     def __init__(
         self, shape: tuple[int, int, int], *, name: str, levels: int = 256, mixtures: int = 5
     ):

@@ -231,6 +231,21 @@ class Writing(Protocol):
         """
 
 
+class Conditional(Protocol):
+    """An objective whose samples are of classes in turn."""
+
+    @property
+    def classes(self) -> int:
+        """How many: sample i is of class i modulo them; 0 if samples have none."""
+
+
+class Recognising(Protocol):
+    """An objective in whose eyes the samples of others are judged."""
+
+    def recognise(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Features `[b, features]` and probabilities of the classes `[b, classes]` of pictures `[b, height, width, channels]`."""
+
+
 class Pictured(Protocol):
     """An objective that has more to show than samples."""
 

@@ -29,7 +29,8 @@ ACTIVE = 0.01
 
 
 class VAE:
-    """A VAE of images in [0, 1]: q(z | x), p(z), p(x | z). Implements `objective.Objective` and `bounds.Model`.
+    """A VAE of images in [0, 1]: q(z | x), p(z), p(x | z). Implements `objective.Objective`, `Conditional`, `Pictured`,
+    `Summarised` and `bounds.Model`.
 
     Losses are in nats an example, summed over pixels and latents.
 

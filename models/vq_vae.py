@@ -18,7 +18,7 @@ ADAM = Optimizer()
 
 
 class VQVAE:
-    """Images in [0, 1] by a grid of codes from a codebook. Implements `objective.Objective`.
+    """Images in [0, 1] by a grid of codes from a codebook. Implements `objective.Objective`, `Pictured` and `Summarised`.
 
     Trained on -log p(x | e) + β Σ |z - sg(e)|² with e the codes nearest to the encoder's vectors z, whose gradient is
     that of e (straight through). The codebook follows z by moving averages, see `Codebook`, so it has no loss.

@@ -10,7 +10,6 @@ import keras
 import numpy as np
 
 from models.objective import Objective
-from trainer.cluster import Cluster
 from trainer.exits import ConfigError
 from trainer.update import Update
 
@@ -41,19 +40,6 @@ def digest(variables: Iterable[keras.Variable]) -> str | None:
         found.update(f"{variable.path} {array.dtype} {array.shape}".encode())
         found.update(array.reshape(-1).view(np.uint8).data)
     return found.hexdigest()
-
-
-def check_workers(cluster: Cluster, variables: Sequence[keras.Variable]) -> None:
-    """Checks that each worker has read the same weights; all must ask.
-
-    Raises:
-      ConfigError: on every worker alike, if not.
-    """
-    if cluster.workers > 1 and variables:
-        number = int((digest(variables) or "")[:7], 16)
-        cluster.check_same(
-            "the digest of the pretrained weights", number, "all workers must read the same model"
-        )
 
 
 def check_same(before: str | None, now: str | None, where: pathlib.Path) -> None:

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.batches import streams_of
+from input_pipeline.batches import digest, streams_of
 from input_pipeline.noise import Noise
 from trainer import checkpoint, durable, pretrained
 from trainer.cluster import Cluster, batch_layout, connect
@@ -103,7 +103,7 @@ class Trainer:
                 max_bad_updates=experiment.max_bad_updates,
                 streamed=bool(streams_of(self.batches.source)),
             )
-        pretrained.check_workers(self.cluster, pretrained.pretrained(self.objective))
+        self._check_workers()
         self.evaluation = Evaluation(
             self.objective, self.batches, self.step, self.cluster, self.layout
         )
@@ -127,12 +127,28 @@ class Trainer:
         )
         self._kept = TrainingState(
             self.step,
+            self.batches,
             self._guard,
             self.cluster,
             None if self.workdir is None else self.checkpoints,
             self.ledger,
             self.timesheet,
         )
+
+    def _check_workers(self) -> None:
+        """Checks that all workers have read the same; all must ask.
+
+        Raises:
+          ConfigError: on every worker alike, if not.
+        """
+        if self.cluster.workers == 1:
+            return
+        weights = pretrained.digest(pretrained.pretrained(self.objective))
+        read = {"data": digest(dict(self.batches.identity)), "pretrained weights": weights or "0"}
+        for what, found in read.items():
+            self.cluster.check_same(
+                f"the digest of the {what}", int(found[:7], 16), f"all must read the same {what}"
+            )
 
     def _check_evaluation(self) -> None:
         """Traces the evaluation where it may not fit, to say so at the start and not after hours."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import tensorflow as tf
+
+from input_pipeline.batches import Batches
 from trainer import checkpoint, pretrained
 from trainer.cluster import Cluster
-from trainer.exits import ConfigError
+from trainer.exits import ConfigError, DataProblem
 from trainer.guard import Guard
 from trainer.ledger import Ledger
 from trainer.metrics import MetricWriter, NullWriter
@@ -18,6 +22,8 @@ from trainer.step import Step
 from trainer.timesheet import Timesheet
 
 Note = Callable[[str], None]
+MEANINGS = {"meaning": "vocabulary or classes", "examples": "training examples"}
+"""What `Batches.identity` tells apart, for people."""
 
 
 class TrainingState:
@@ -25,6 +31,7 @@ class TrainingState:
 
     Args:
       step: whose variables these are.
+      batches: that they learn from.
       guard: of the training, which remembers what it has seen.
       cluster: of which the chief saves.
       checkpoints: of the workdir; None keeps all in memory.
@@ -40,6 +47,7 @@ class TrainingState:
     def __init__(
         self,
         step: Step,
+        batches: Batches,
         guard: Guard,
         cluster: Cluster,
         checkpoints: checkpoint.Checkpoints | None,
@@ -52,7 +60,7 @@ class TrainingState:
             cluster,
             checkpoints,
         )
-        self._ledger, self._timesheet = ledger, timesheet
+        self._batches, self._ledger, self._timesheet = batches, ledger, timesheet
         self.best: dict[str, Any] = {}
         self.seconds = 0.0
         self.beginning: checkpoint.Snapshot | None = None
@@ -61,6 +69,7 @@ class TrainingState:
         """The training as it stands."""
         arrays = {name: variable.numpy() for name, variable in self._step.state.items()}
         notes: dict[str, Any] = {"seconds": self.seconds, "best": self.best}
+        notes["data"] = self._batches.identity
         if self._guard.spikes:
             notes["rollback"] = self._guard.spikes.notes()
         if self._frozen is not None:
@@ -76,24 +85,42 @@ class TrainingState:
 
         Raises:
           ConfigError: if it does not fit the model.
+          DataProblem: if tokens or labels of the data meant something else.
           UsageError: if it is not there.
         """
-        if self._checkpoints is None:
-            return 0
-        snapshot = self._checkpoints.find(which, note)
-        if snapshot is None:
-            return 0
-        self._assign(snapshot, self._checkpoints)
-        return snapshot.step
+        return self._restore(which, note, ["meaning"])
 
     def restore_for_training(self, note: Note, which: str = "last") -> int:
-        """As `restore`; what is passed over is recorded as well."""
+        """As `restore`; what is passed over is recorded as well, and the examples must be the same."""
 
         def pass_over(damaged: str) -> None:
             note(damaged)
             self._ledger.record("damaged", error=damaged)
 
-        return self.restore(which, pass_over)
+        return self._restore(which, pass_over, list(MEANINGS))
+
+    def _restore(self, which: str, note: Note, same: Sequence[str]) -> int:
+        if self._checkpoints is None:
+            return 0
+        snapshot = self._checkpoints.find(which, note)
+        if snapshot is None:
+            return 0
+        self._check_data(snapshot, same, self._checkpoints.path(snapshot.step))
+        self._assign(snapshot, self._checkpoints)
+        return snapshot.step
+
+    def _check_data(
+        self, snapshot: checkpoint.Snapshot, same: Sequence[str], path: pathlib.Path
+    ) -> None:
+        """Checks that the data are those that the checkpoint learnt from, in the respects named."""
+        before: Mapping[str, str] = snapshot.notes.get("data", {})
+        for name in same:
+            now = self._batches.identity.get(name)
+            if name in before and before[name] != now:
+                raise DataProblem(
+                    f"{path} learnt from other data: the {MEANINGS[name]} have changed since; put the data back that the run "
+                    "began with, or use another --workdir"
+                )
 
     def _assign(
         self, snapshot: checkpoint.Snapshot, checkpoints: checkpoint.Checkpoints | None
@@ -168,6 +195,10 @@ class TrainingState:
             notes = spikes.notes()
             start = self.restore_for_training(note, str(found.to))
             spikes.carry_over(notes)
+            # The examples that come next do not continue those before the checkpoint.
+            for name, variable in self._step.state.items():
+                if name.startswith("carry/"):
+                    variable.assign(tf.zeros_like(variable))
         else:
             start = self.restore_for_training(note)
             if start == 0 and self.beginning:

@@ -161,6 +161,7 @@ def test_a_file_that_is_not_utf_8_is_named_with_the_place(folder):
         ({"path": "empty"}, DataError, r"empty has no files \*\.txt"),
         ({"path": "empty.txt"}, DataError, "empty.txt has 0 characters, none of them to train on"),
         ({"path": "short.txt", "validation": 0.9}, DataError, "short.txt has 1 characters, none"),
+        ({"test": "empty.txt"}, DataError, "empty.txt is empty: name a text to hold out as test"),
         ({"validation": 0.9, "test": 0.1}, ValueError, "held out are validation 0.9 and test 0.1"),
         ({"tokens": "letters"}, ValueError, 'tokens is "letters": choose one of characters, '),
         ({"tokens": "none.json"}, DataError, r"none\.json cannot be read"),

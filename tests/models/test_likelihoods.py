@@ -72,11 +72,13 @@ def test_bits_of_spread_levels_bound_those_of_the_levels():
 
 def test_bits_a_dimension():
     six_bits = tf.constant([0.0, 6 * np.log(2)], tf.float64)
-    bernoulli = Bernoulli(SHAPE, name="likelihood").bits_per_dimension("bits", six_bits)
-    np.testing.assert_allclose(bernoulli["bits"], [0, 1], rtol=1e-12)
+    binary = Bernoulli(SHAPE, name="likelihood", binary=True)
+    bits = binary.bits_per_dimension("bits", six_bits)["bits"]
+    np.testing.assert_allclose(bits, [0, 1], rtol=1e-12)
     uniform = Gaussian(SHAPE, name="likelihood", levels=256).bits_per_dimension("bits", six_bits)
     np.testing.assert_allclose(uniform["bits"], [8, 9], rtol=1e-12)
-    assert Gaussian(SHAPE, name="likelihood").bits_per_dimension("bits", six_bits) == {}
+    for neither in (Bernoulli, Gaussian):
+        assert neither(SHAPE, name="likelihood").bits_per_dimension("bits", six_bits) == {}
 
 
 @pytest.mark.parametrize(("name", "value"), [("scale", 0.0), ("levels", 1)])

@@ -7,6 +7,8 @@ import tensorflow as tf
 from tests.trainer.objectives import FOUR, ONE, TWO, Scripted, Table, experiment, quiet
 from trainer.exits import ConfigError
 from trainer.hardware import Hardware
+from trainer.rollback import LossSpike
+from trainer.trainer import Outcome
 
 LAYOUTS = {
     "one": ONE,
@@ -20,12 +22,12 @@ STREAMS, WINDOWS = 4, 3
 
 
 class Streams(Table):
-    """4 streams of 3 parts each, whose numbers are 1, 2, 3, …; their losses are given."""
+    """4 streams, of 3 parts each unless told otherwise, whose numbers are 1, 2, 3, …; their losses are given."""
 
     streams = STREAMS
 
-    def __init__(self, losses=0.0, streams=STREAMS):
-        self.streams, count = streams, streams * WINDOWS
+    def __init__(self, losses=0.0, streams=STREAMS, windows=WINDOWS):
+        self.streams, count = streams, streams * windows
         super().__init__(
             {
                 "number": np.arange(1.0, count + 1),
@@ -120,3 +122,16 @@ def test_a_value_of_another_form_is_refused():
 def test_a_step_of_several_updates_cannot_carry():
     with pytest.raises(ConfigError, match="carries sum, pair along streams, which takes a step of"):
         quiet(experiment(lambda spec: Adding(spec, updates=2), Streams(), steps=1))
+
+
+def test_a_stream_begins_anew_behind_examples_that_a_rollback_left_out(tmp_path):
+    """The loss of part 5 spikes, seen at 6: back to step 4, and on with part 6, without what was carried from part 3."""
+    losses = np.random.default_rng(0).normal(1, 0.1, size=[20, STREAMS])
+    losses[5] = 100
+    source = Streams(losses.ravel(), windows=20)
+    rule = LossSpike(rows=2, max_rollbacks=1)
+    intervals = {"log_every": 2, "checkpoint_every": 4, "steps": 8}
+    trainer = quiet(experiment(Adding, source, rollback=rule, **intervals), ONE, tmp_path)
+    assert trainer.train() is Outcome.DONE
+    numbers = np.arange(1.0, 20 * STREAMS + 1).reshape(20, STREAMS)
+    np.testing.assert_array_equal(trainer.state["carry/sum"], numbers[6:10].sum(0))
