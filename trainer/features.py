@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.batches import apply
+from input_pipeline.batches import Batches, Transform, apply
 from input_pipeline.noise import Noise
 from trainer.exits import ConfigError, DataProblem, one_line
 from trainer.trainer import Trainer
@@ -56,7 +56,8 @@ class FeatureNet(Protocol):
 class ClassifierNet:
     """A restored training of `models.classifier.Classifier`, for pictures of the size that it was trained on.
 
-    It is given them as its own held-out ones are, after `Experiment.validation_transforms`.
+    It is given them as its own held-out ones are, after those of its `Experiment.validation_transforms` that follow the last
+    change of size: they have its size already.
 
     Raises:
       ConfigError: if it is the training of something else.
@@ -71,7 +72,7 @@ class ClassifierNet:
                 f"--features={classifier.workdir} is a run of {type(classifier.objective).__name__}: name one of a Classifier"
             )
         self._see = recognise
-        self._transforms = classifier.batches.validation_transforms
+        self._transforms = _after_sizes(classifier.batches)
         self._shape = classifier.batches.element_spec["image"].shape
         self.name = str(classifier.workdir)
         self.folder = classifier.workdir or pathlib.Path()
@@ -103,6 +104,17 @@ class ClassifierNet:
             return self._see(apply(self._transforms, {"image": images}, noise)["image"])
 
         return tf.function(run, autograph=False)
+
+
+def _after_sizes(batches: Batches) -> list[Transform]:
+    """The validation transforms behind the last that changes a picture's shape."""
+    spec, behind = (batches.validation or batches.source).element_spec, []
+    for transform in batches.validation_transforms:
+        changed = transform.element_spec(spec)
+        same = changed["image"].shape == spec["image"].shape
+        behind = [*behind, transform] if same else []
+        spec = changed
+    return behind
 
 
 class InceptionNet:

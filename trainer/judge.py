@@ -31,7 +31,9 @@ class Judge:
     """Compares pictures with those of a data set in the features of a network.
 
     The yardstick are held-out pictures; where there are none, half of the training pictures. Beside it the floor: what as many
-    other training pictures have. All are taken at random, as `Experiment.validation_transforms` make them.
+    other training pictures have. All are taken at random, the same ones whatever the experiment's seed, as
+    `Experiment.validation_transforms` make them; training pictures that these leave of another size than the model's, as
+    `Experiment.transforms` do.
 
     Args:
       net: gives the features.
@@ -110,14 +112,17 @@ class _Pictures:
 
     def __init__(self, batches: Batches, source: Source | None = None) -> None:
         self._decode = batches.source.decode
-        batches = dataclasses.replace(
+        shown = dataclasses.replace(
             batches,
             source=source or batches.source,
             transforms=batches.validation_transforms,
             validation=None,
             global_batch=BATCH,
+            seed=0,
         )
-        self._data = iter(batches.training(Slice()))
+        if shown.element_spec["image"].shape != batches.element_spec["image"].shape:
+            shown = dataclasses.replace(shown, transforms=batches.transforms)
+        self._data = iter(shown.training(Slice()))
         self._left = np.empty([0])
 
     def take(self, count: int) -> np.ndarray:

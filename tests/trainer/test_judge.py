@@ -14,9 +14,9 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing import event_accumulator
 
-from input_pipeline.batches import Batches, Feature
+from input_pipeline.batches import Batches
 from input_pipeline.images import Images
-from input_pipeline.transforms import CentreCrop, Dequantize, Normalize
+from input_pipeline.transforms import CentreCrop, Dequantize, Normalize, Resize
 from models.sample_metrics import frechet_distance
 from tests.trainer.objectives import quiet
 from trainer import catalogue, config_files, judge
@@ -223,10 +223,11 @@ def test_samples_are_recognised_as_what_they_are_meant_to_be(runs, tmp_path):
 
 @pytest.mark.parametrize(("given", "count"), [(None, 30), (20, 20), (90, 30)])
 def test_training_pictures_may_be_of_another_size_than_the_held_out(given, count, tmp_path):
-    """Which transforms bring them to that; a network for any size compares them as they are."""
+    """Which transforms bring them to that: the training's, if those of the held-out ones do not."""
 
     class Greys(Means):
         def __call__(self, pictures: np.ndarray) -> Seen:
+            assert pictures.shape[1:] == (6, 6, 1)
             return Seen(np.stack([pictures.mean((1, 2, 3)), pictures.std((1, 2, 3))], 1))
 
     pictures = np.random.default_rng(0).integers(0, 256, [70, 8, 8], np.uint8)
@@ -327,14 +328,16 @@ def test_pictures_of_another_size_are_refused(runs, capsys, tmp_path):
 
 
 def test_a_classifier_sees_pictures_through_its_own_transforms(tmp_path):
-    def net(*transforms):
+    def net(*transforms, side=2, sizes=0):
         means = lambda images: (tf.reduce_mean(images, [1, 2]), tf.ones([images.shape[0], 1]))  # noqa: E731
         return ClassifierNet(
             SimpleNamespace(
                 objective=SimpleNamespace(recognise=means, networks={}),
-                batches=SimpleNamespace(
+                batches=Batches(
+                    Images(np.zeros([4, side, side], np.uint8)),
+                    global_batch=1,
+                    transforms=transforms[:sizes],
                     validation_transforms=transforms,
-                    element_spec={"image": Feature((2, 2, 1), "float32")},
                 ),
                 workdir=tmp_path,
             )
@@ -346,6 +349,9 @@ def test_a_classifier_sees_pictures_through_its_own_transforms(tmp_path):
     np.testing.assert_allclose(plain(pictures).features, expected, atol=1e-6)
     np.testing.assert_allclose(normalised(pictures).features, expected * 4 - 2, atol=1e-5)
     assert plain.digest != normalised.digest
+    # They have its size already, and are not brought to it again.
+    sized = net(Resize(3), CentreCrop(2), Normalize(0.5, 0.25), side=8, sizes=2)
+    np.testing.assert_array_equal(sized(pictures).features, normalised(pictures).features)
     # What is random in them belongs to a picture, whichever part it is in.
     drawn = net(Dequantize(levels=256))(pictures).features
     assert np.all((drawn > expected * 255 / 256) & (drawn < (expected * 255 + 1) / 256))
