@@ -16,7 +16,7 @@ from typing import Any
 
 import gin
 
-from trainer.config_files import Binding, Import, Macro, Reference, Statements, render
+from trainer.config_files import Binding, Import, Macro, Reference, Statements, read, render
 from trainer.configurable import Configurable
 from trainer.exits import ConfigError, nearest
 
@@ -186,8 +186,9 @@ class Registry:
         self,
         bound: Mapping[tuple[str, str, str], Binding],
         others: Collection[tuple[str, str]] = (),
+        without: Collection[str] = (),
     ) -> tuple[set[tuple[str, str]], dict[tuple[str, str, str], Any]]:
-        """Follows the references from the root, and from others, which may lack values.
+        """Follows the references from the root, and from others, which may lack values; not those of the keys `without`.
 
         Returns:
           Calls, (name, active scope), and all values: those bound, and the defaults that hold in some call.
@@ -201,6 +202,8 @@ class Registry:
                 continue
             calls.add(call)
             for parameter, declared in self._named[name].parameters.items():
+                if f"{name}.{parameter}" in without:
+                    continue
                 winners = [
                     key for key in bound if key[1:] == (name, parameter) and _within(key[0], active)
                 ]
@@ -246,6 +249,44 @@ class Registry:
             why += nearest(binding.scope, scopes)
         return ConfigError(f"{binding.place}: {binding.key} is never used: {why}")
 
+    # ------------------------------------------------------------------ compare
+
+    def compare(
+        self, old: Resolved, new: Resolved, may_differ: Collection[str], where: str
+    ) -> None:
+        """Checks that a run may go on under another configuration.
+
+        Args:
+          old: of the run so far.
+          new: asked for now.
+          may_differ: keys of the root that may, and with them all that they alone lead to.
+          where: the workdir, for the message.
+
+        Raises:
+          ConfigError: naming the first binding that differs.
+        """
+        before, now = (self._decisive(side, may_differ) for side in (old, new))
+        differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        if differing:
+            key = differing[0]
+            there, here = (side.get(key, "not set") for side in (before, now))
+            more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+            raise ConfigError(
+                f"workdir {where} holds a run of another configuration: {key} is {there} there and "
+                f"{here} here{more}; choose another --workdir, or the configuration in {where}/config.gin"
+            )
+
+    def _decisive(self, resolved: Resolved, may_differ: Collection[str]) -> dict[str, str]:
+        """The bindings that are read where those of `may_differ` are not."""
+        bindings = read([], [resolved.text]).bindings
+        bound = {(b.scope, b.name, b.parameter): b for b in bindings}
+        calls, _ = self._calls(bound, without=may_differ)
+        return {
+            b.key: resolved.bindings[b.key]
+            for b in bindings
+            if b.key not in may_differ and _reads(calls, b)
+        }
+
     # ------------------------------------------------------------------ build
 
     def build(self, resolved: Resolved) -> Any:
@@ -257,30 +298,6 @@ class Registry:
         gin.clear_config()
         gin.parse_config(resolved.text)
         return gin.get_configurable(f"{self._module}.{self.root}")()
-
-
-def compare(old: Resolved, new: Resolved, may_differ: Collection[str], where: str) -> None:
-    """Checks that a run may go on under another configuration.
-
-    Args:
-      old: of the run so far.
-      new: asked for now.
-      may_differ: keys that may.
-      where: the workdir, for the message.
-
-    Raises:
-      ConfigError: naming the first binding that differs.
-    """
-    keys = sorted({*old.bindings, *new.bindings}.difference(may_differ))
-    differing = [key for key in keys if old.bindings.get(key) != new.bindings.get(key)]
-    if differing:
-        key = differing[0]
-        there, here = (side.bindings.get(key, "not set") for side in (old, new))
-        more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
-        raise ConfigError(
-            f"workdir {where} holds a run of another configuration: {key} is {there} there and "
-            f"{here} here{more}; choose another --workdir, or the configuration in {where}/config.gin"
-        )
 
 
 _UNWRITABLE = object()

@@ -134,7 +134,7 @@ def _train(line: flags.CommandLine, arguments: Sequence[str], held: contextlib.E
             if folder is not None and workdir.holds_run(folder):
                 file = config_files.read([str(folder / "config.gin")])
                 before = names.resolve(file, line.allow_imports)
-                config.compare(before, resolved, _may_differ(names.root, resolved), str(folder))
+                names.compare(before, resolved, _may_differ(names.root, resolved), str(folder))
 
         check_same_run()
         if folder is None or line.dry_run:

@@ -427,17 +427,34 @@ def test_compare_names_the_first_difference(registry) -> None:
     old = resolve(registry, GOOD, "Cake.layers=3")
     new = resolve(registry, GOOD, "Cake.layers=2", "Recipe.flour=300")
     with pytest.raises(ConfigError) as raised:
-        config.compare(old, new, {"Recipe.notes"}, "runs/x")
+        registry.compare(old, new, {"Recipe.notes"}, "runs/x")
     assert str(raised.value) == (
         "workdir runs/x holds a run of another configuration: Cake.layers is 3 there and 2 here "
         "(and 1 more); choose another --workdir, or the configuration in runs/x/config.gin"
     )
-    config.compare(old, new, {"Recipe.flour", "Cake.layers"}, "runs/x")
+    registry.compare(old, new, {"Recipe.flour", "Cake.layers"}, "runs/x")
 
 
 def test_compare_knows_defaults(registry) -> None:
     """A default that is written out is the same configuration; a new reference is not."""
     old = resolve(registry, GOOD)
-    config.compare(old, resolve(registry, GOOD, "Cake.layers=2"), (), "runs/x")
+    registry.compare(old, resolve(registry, GOOD, "Cake.layers=2"), (), "runs/x")
     with pytest.raises(ConfigError, match=r"Cake\.oven is None there and @Oven\(\) here"):
-        config.compare(old, resolve(registry, GOOD, "Cake.oven=@Oven()"), (), "runs/x")
+        registry.compare(old, resolve(registry, GOOD, "Cake.oven=@Oven()"), (), "runs/x")
+
+
+def test_what_only_a_field_that_may_differ_leads_to_may_come_and_go(registry) -> None:
+    may = {"Recipe.notes"}
+    old = resolve(registry, GOOD)
+    new = resolve(registry, GOOD, "Recipe.notes=@dark/Oven()", "dark/Oven.degrees=90.0")
+    added = {"dark/Oven.degrees", "Oven.fan", "Oven.tool", "Whisk.speed"}
+    assert new.bindings.keys() - old.bindings.keys() == added
+    for one, other in ((old, new), (new, old)):
+        registry.compare(one, other, may, "runs/x")
+        with pytest.raises(ConfigError, match=r"Oven\.fan is .* \(and 4 more\)"):
+            registry.compare(one, other, (), "runs/x")
+    # What something else leads to as well decides.
+    used = resolve(registry, GOOD, "Recipe.ovens=@Oven()", "Recipe.notes=@Oven()", "Oven.fan=True")
+    cold = resolve(registry, GOOD, "Recipe.ovens=@Oven()")
+    with pytest.raises(ConfigError, match=r"Oven\.fan is True there and False here; choose"):
+        registry.compare(used, cold, may, "runs/x")

@@ -793,6 +793,16 @@ def test_where_spikes_are_rolled_back_when_it_is_looked_at_decides() -> None:
     }
 
 
+def test_a_baseline_comes_and_goes_with_its_own_arguments() -> None:
+    names = catalogue.registry()
+    plain = names.resolve(config_files.read([], [GAN]))
+    beside = names.resolve(config_files.read([], [GAN, "Experiment.baseline=@NGrams()"]))
+    added = beside.bindings.keys() - plain.bindings.keys()
+    assert {key.partition(".")[0] for key in added} == {"NGrams"}
+    for old, new in ((plain, beside), (beside, plain)):
+        names.compare(old, new, main._may_differ("Experiment", new), "runs/x")
+
+
 @pytest.mark.parametrize(
     ("param", "says"),
     [
