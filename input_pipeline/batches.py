@@ -23,6 +23,10 @@ class DataError(ValueError):
     """Data that cannot be used; the message is one line that names the thing and the remedy."""
 
 
+class MissingLibrary(DataError):
+    """They need a library that is not installed."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Feature:
     """One feature of an example.

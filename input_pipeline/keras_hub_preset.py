@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from input_pipeline.batches import DataError
+from input_pipeline.batches import DataError, MissingLibrary
 
 
 class KerasHubPreset:
@@ -28,7 +28,8 @@ class KerasHubPreset:
         It maps "token_ids" and "padding_mask", integers `[b, time]`, to logits `[b, time, vocabulary]`.
 
         Raises:
-          DataError: if keras-hub is not installed, or the preset is none of such a model, misses parts or is damaged.
+          MissingLibrary: if keras-hub is not installed.
+          DataError: if the preset is none of such a model, misses parts or is damaged.
         """
         models, folder = _library().models, pathlib.Path(self.place)
         if self.place.startswith((".", "/")) and not folder.is_dir():
@@ -64,7 +65,7 @@ def _library() -> Any:
     try:
         import keras_hub
     except ImportError:
-        raise DataError(
+        raise MissingLibrary(
             "presets need the library keras-hub, which is not installed: pip install keras-hub"
         ) from None
     return keras_hub

@@ -6,7 +6,7 @@ import io
 import pathlib
 from typing import Any
 
-from input_pipeline.batches import DataError
+from input_pipeline.batches import DataError, MissingLibrary
 from input_pipeline.retrying import read_bytes
 
 TABLES = (".csv", ".tsv", ".jsonl")
@@ -39,7 +39,8 @@ def read_column(path: pathlib.Path, column: str) -> str:
       column: its name.
 
     Raises:
-      DataError: if it cannot be read, is no such table, has no such column, a row has no text there, or pandas is not installed.
+      DataError: if it cannot be read, is no such table, has no such column, or a row has no text there.
+      MissingLibrary: if pandas is not installed.
     """
     if path.suffix not in TABLES:
         raise DataError(f"{path} is no table: name a file {', '.join(TABLES)}, or no column")
@@ -74,7 +75,7 @@ def _pandas() -> Any:
     try:
         import pandas
     except ImportError:
-        raise DataError(
+        raise MissingLibrary(
             "columns of tables need the library pandas, which is not installed: pip install pandas"
         ) from None
     return pandas

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.batches import DataError
+from input_pipeline.batches import MissingLibrary
 from input_pipeline.tokenization import LINE_END, PIECE, cut, starts
 
 LONGEST_LINE = 4 * PIECE
@@ -24,7 +24,7 @@ class SentencePieces:
       model: contents of the file.
 
     Raises:
-      DataError: if `sentencepiece` is not installed.
+      MissingLibrary: if `sentencepiece` is not installed.
       ValueError: if it is no such model.
     """
 
@@ -51,7 +51,7 @@ class SentencePieces:
           size: tokens at most; "<unk>", the end of a line and 256 bytes are among them.
 
         Raises:
-          DataError: if `sentencepiece` is not installed.
+          MissingLibrary: if `sentencepiece` is not installed.
           ValueError: if there is no room for the text's characters, or no text.
         """
         library, model = _library(), io.BytesIO()
@@ -130,7 +130,7 @@ def _library() -> Any:
         import sentencepiece
         import sentencepiece.sentencepiece_model_pb2
     except ImportError:
-        raise DataError(
+        raise MissingLibrary(
             "SentencePiece models need the library sentencepiece, which is not installed: pip install sentencepiece"
         ) from None
     return sentencepiece

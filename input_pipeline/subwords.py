@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.batches import DataError
+from input_pipeline.batches import MissingLibrary
 from input_pipeline.sentence_pieces import SentencePieces
 from input_pipeline.tokenization import (
     LINE_END,
@@ -32,7 +32,7 @@ class Subwords:
       state: contents of the file.
 
     Raises:
-      DataError: if `tokenizers` is not installed.
+      MissingLibrary: if `tokenizers` is not installed.
       ValueError: if it cannot make a tokenizer of the state.
     """
 
@@ -40,7 +40,7 @@ class Subwords:
         try:
             self._tokenizer = _library().Tokenizer.from_str(state)
         except Exception as error:  # It has no class of its own.
-            raise error if isinstance(error, DataError) else ValueError(str(error)) from None
+            raise error if isinstance(error, MissingLibrary) else ValueError(str(error)) from None
         # Else long texts would be cut off, and short ones filled up.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -58,7 +58,7 @@ class Subwords:
           size: tokens at most; 256 are bytes.
 
         Raises:
-          DataError: if `tokenizers` is not installed.
+          MissingLibrary: if `tokenizers` is not installed.
           ValueError: if there is no room for bytes.
         """
         if size < 256:
@@ -86,7 +86,7 @@ class Subwords:
           merges: contents of merges.txt, a pair a line.
 
         Raises:
-          DataError: if `tokenizers` is not installed.
+          MissingLibrary: if `tokenizers` is not installed.
           ValueError: if they make no tokenizer.
         """
         library = _library()
@@ -178,7 +178,7 @@ def _library() -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise DataError(
+        raise MissingLibrary(
             "subwords need the library tokenizers, which is not installed: pip install tokenizers"
         ) from None
     return tokenizers
@@ -196,7 +196,7 @@ def read_tokenizer(text: str) -> Tokenizer:
 
     Raises:
       ValueError: if the text is neither.
-      DataError: if the library for it is not installed.
+      MissingLibrary: if the library for it is not installed.
     """
     state: Any = json.loads(text)
     if not isinstance(state, dict):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.bad_records import BadRecord
-from input_pipeline.batches import DataError
+from input_pipeline.batches import DataError, MissingLibrary
 from input_pipeline.decoding import Form, Size
 from input_pipeline.examples import Examples, Fields
 from input_pipeline.records import Records, TFRecordFiles
@@ -39,8 +39,9 @@ class TensorFlowDataset(Examples):
 
     Raises:
       ValueError: if an argument has none of its values.
-      DataError: if TensorFlow Datasets is not installed, the set is not prepared or has not this split or these features,
-        or its files are incomplete or of a format that cannot be read by number. Reading raises it as that of `TFRecords` does.
+      MissingLibrary: if TensorFlow Datasets, or what reads its files, is not installed.
+      DataError: if the set is not prepared or has not this split or these features, or its files are incomplete or of a
+        format that cannot be read by number. Reading raises it as that of `TFRecords` does.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ def _builder(name: str, data_dir: str | None) -> Any:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise DataError(
+        raise MissingLibrary(
             f'TensorFlow Datasets is not installed ({error}): pip install -e ".[datasets]"'
         ) from None
     folder = str(pathlib.Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)))
@@ -203,7 +204,7 @@ class _ArrayRecordFile:
         try:
             from array_record.python.array_record_module import ArrayRecordReader
         except ImportError as error:
-            raise DataError(
+            raise MissingLibrary(
                 f'ArrayRecord, which {path} needs, is not installed ({error}): pip install -e ".[datasets]", or prepare '
                 "the set as tfrecord where it does not run"
             ) from None

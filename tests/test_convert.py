@@ -372,6 +372,14 @@ def test_what_tf_data_says_beside_it_is_not_shown(sources):
     assert (done.returncode, done.stdout, done.stderr) == (65, "", said)
 
 
+def test_a_library_that_is_missing_is_no_bad_data(sources, conversion, monkeypatch, capsys):
+    monkeypatch.chdir(sources)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    assert conversion.main(["images", "tiny/1.0.0", "packed"]) == 69
+    said = capsys.readouterr().err
+    assert said.startswith("lockstep: TensorFlow Datasets is not installed")
+
+
 def write_another_idx(folder):
     (folder / "images").write_bytes(b"\0\0\7\3" + bytes(20))
 

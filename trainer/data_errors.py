@@ -7,22 +7,26 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 
-from input_pipeline.batches import DataError
-from trainer.exits import DataProblem, UserError, one_line
+from input_pipeline.batches import DataError, MissingLibrary
+from trainer.exits import DataProblem, MissingPackage, UserError, one_line
 from trainer.ledger import Ledger
 
-FROM_TF_DATA = re.compile(r"\bDataError: (.+)\nTraceback ")
+FROM_TF_DATA = re.compile(r"\b(DataError|MissingLibrary): (.+)\nTraceback ")
 RETRIES = "input_pipeline.retrying"
 """The logger that warns of each further try to read."""
 
 
-def data_problem(error: BaseException) -> DataProblem | None:
-    """What an error says of the data, None if it is of something else."""
+def data_problem(error: BaseException) -> UserError | None:
+    """What an error says of the data or of a library that they need, None if it is of something else."""
+    if isinstance(error, MissingLibrary):
+        return MissingPackage(one_line(error))
     if isinstance(error, DataError):
         return DataProblem(one_line(error))
     # One that a source raised in tf.data's threads comes as TensorFlow's, with the traceback in its message.
     said = FROM_TF_DATA.search(str(error))
-    return DataProblem(said[1]) if said else None
+    if said is None:
+        return None
+    return (MissingPackage if said[1] == MissingLibrary.__name__ else DataProblem)(said[2])
 
 
 def abort_message(line: str) -> str:

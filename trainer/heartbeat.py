@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 
-from trainer.exits import DataProblem, LostPeer
+from trainer.exits import DataProblem, LostPeer, UserError
 from trainer.peers import gone, lost, name, silent
 
 BEATS = 5
@@ -90,7 +90,7 @@ class Heartbeat:
         stepping: Callable[[], int] = lambda: -1,
         *,
         end: Callable[[int], None] = os._exit,
-        data_problem: Callable[[BaseException], DataProblem | None] = lambda error: None,
+        data_problem: Callable[[BaseException], UserError | None] = lambda error: None,
         abort: Callable[[str], None] = lambda line: None,
     ) -> None:
         now = time.monotonic()

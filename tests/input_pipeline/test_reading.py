@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from input_pipeline.batches import DataError
+from input_pipeline.batches import DataError, MissingLibrary
 from input_pipeline.reading import read_column, read_utf8
 
 ROWS = ["one, two", 'a "quote"', "naïve\nlines", "", "NA", "12", " space "]
@@ -71,5 +71,5 @@ def test_utf_8(tmp_path):
 
 def test_the_missing_library_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(DataError, match="pip install pandas"):
+    with pytest.raises(MissingLibrary, match="pip install pandas"):
         read_column(write(tmp_path / "table.csv"), "text")

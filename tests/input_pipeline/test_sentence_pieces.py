@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import sentence_pieces, tokenization
-from input_pipeline.batches import DataError
+from input_pipeline.batches import DataError, MissingLibrary
 from input_pipeline.packed_corpus import pack_corpus, packed_corpus
 from input_pipeline.sentence_pieces import SentencePieces
 from input_pipeline.subwords import read_tokenizer
@@ -135,6 +135,6 @@ def test_the_library_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     (tmp_path / "a.model").touch()
     with pytest.raises(
-        DataError, match=r"^SentencePiece models need .* pip install sentencepiece$"
+        MissingLibrary, match=r"^SentencePiece models need .* pip install sentencepiece$"
     ):
         load_tokenizer(str(tmp_path / "a.model"))

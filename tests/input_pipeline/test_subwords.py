@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 
 from input_pipeline import tokenization
-from input_pipeline.batches import DataError
+from input_pipeline.batches import MissingLibrary
 from input_pipeline.subwords import Subwords, read_tokenizer
 
 TEXT = topics["with"] + topics["try"]
@@ -124,5 +124,5 @@ def test_what_is_no_tokenizer():
 def test_the_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     for make in (lambda: Subwords(foreign()), lambda: Subwords.of(TEXT, 300)):
-        with pytest.raises(DataError, match="pip install tokenizers"):
+        with pytest.raises(MissingLibrary, match="pip install tokenizers"):
             make()

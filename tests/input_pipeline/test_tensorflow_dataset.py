@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from input_pipeline.batches import Batches, DataError, Slice
+from input_pipeline.batches import Batches, DataError, MissingLibrary, Slice
 from input_pipeline.tensorflow_dataset import TensorFlowDataset
 
 FORMATS = ("tfrecord", "array_record")
@@ -178,7 +178,7 @@ def test_what_is_not_installed_is_named(prepared, monkeypatch):
         ("tensorflow_datasets", "tfrecord", r'pip install -e "\.\[datasets\]"'),
     ):
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(MissingLibrary, match=message):
             TensorFlowDataset("tiny", data_dir=str(prepared / form))
 
 

@@ -12,12 +12,13 @@ import pytest
 import tensorflow as tf
 
 from input_pipeline.arrays import numpy_rows
-from input_pipeline.batches import DataError
+from input_pipeline.batches import DataError, MissingLibrary
 from input_pipeline.retrying import DELAYS_SECONDS, retrying
 from tests.contract.runs import assert_equal, results
 from tests.trainer.objectives import ONE, TWO, Regression, Table, experiment, points, quiet
 from trainer import checkpoint
 from trainer.data_errors import data_problem
+from trainer.exits import DataProblem, MissingPackage
 from trainer.hardware import Hardware
 from trainer.report import report
 
@@ -104,6 +105,26 @@ def test_the_steps_before_bad_data_are_saved_and_no_bit_changes(hardware, tmp_pa
     assert (found.state, found.steps_again) == ("done", 0)
     assert found.counts["start"] == 7
     assert found.counts["retry"] >= 6 * len(DELAYS_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"), [(DataError, DataProblem), (MissingLibrary, MissingPackage)]
+)
+def test_a_library_that_is_missing_is_no_bad_data(error, problem):
+    """Also in tf.data's threads, of whose errors the text alone is left."""
+
+    def read(at: np.ndarray) -> np.ndarray:
+        raise error("tables need the library pandas: install it")
+
+    data = tf.data.Dataset.range(1).map(lambda at: tf.numpy_function(read, [at], tf.int64))
+    with pytest.raises(tf.errors.OpError) as of_tf_data:
+        next(iter(data))
+    with pytest.raises(error) as plain:
+        read(np.zeros(1))
+    for raised in (of_tf_data, plain):
+        found = data_problem(raised.value)
+        assert type(found) is problem
+        assert str(found) == "tables need the library pandas: install it"
 
 
 def test_storage_that_fails_for_a_moment_changes_nothing_but_the_time(tmp_path):
