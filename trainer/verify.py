@@ -13,6 +13,8 @@ from trainer import checkpoint, config_files, workdir
 from trainer.exits import DataProblem, UserError, one_line
 
 SAVED = "checkpoints/"
+LAUNCHED = ("config.gin", "run.json")
+"""What `lockstep train` writes, and a training that is started from Python does not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Verified:
     Attributes:
       folder: of the run.
       files: name within the folder -> what is wrong, None if it is whole.
-      notes: name -> what is not wrong and worth to be said.
+      notes: name -> what is not wrong and worth to be said, of files that are not there too.
     """
 
     folder: Path
@@ -50,9 +52,11 @@ class Verified:
         from rich.text import Text
 
         table = Table("file", "state")
-        for name, found in self.files.items():
-            note = f"; {self.notes[name]}" if name in self.notes else ""
-            table.add_row(Text(name), Text(f"DAMAGED: {found}" if found else f"whole{note}"))
+        for name in self.files | self.notes:
+            found = self.files.get(name)
+            state = [f"DAMAGED: {found}" if found else "whole"] if name in self.files else []
+            state += [self.notes[name]] if name in self.notes else []
+            table.add_row(Text(name), Text("; ".join(state)))
         Console().print(table)
         whole = self.problem is None
         print(json.dumps({"workdir": str(self.folder), "whole": whole, "files": self.files}))
@@ -70,6 +74,9 @@ def verify(folder: Path) -> Verified:
     if not steps:
         workdir.config_file(folder)
     found = Verified(folder, {}, {})
+    launched = any((folder / name).exists() for name in LAUNCHED)
+    if not launched:
+        found.notes[" and ".join(LAUNCHED)] = "not there: it was not lockstep train that began it"
     for name, check in (
         ("config.gin", _config),
         ("run.json", _starts),
@@ -79,7 +86,7 @@ def verify(folder: Path) -> Verified:
     ):
         path = folder / name
         if not path.exists():
-            if name == "config.gin" or (name != "DONE" and steps):
+            if steps and name != "DONE" and (launched or name not in LAUNCHED):
                 found.files[name] = "missing"
             continue
         try:

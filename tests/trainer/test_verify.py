@@ -129,6 +129,19 @@ def test_what_a_kill_left_is_whole_and_said(run):
     assert found.notes == {"events.jsonl": "a kill or a full disk has cut off 1 line"}
 
 
+def test_a_run_that_was_started_from_python_is_whole(run, capsys):
+    """Which writes neither the configuration nor the command."""
+    for name in ("config.gin", "run.json"):
+        (run / name).unlink()
+    assert main.main(["verify", f"--workdir={run}"]) == 0
+    *table, line = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["files"] == dict.fromkeys(FILES[2:])
+    (note,) = (row for row in table if "config.gin" in row)
+    assert "config.gin and run.json" in note and "not there: it was not lockstep train" in note
+    (run / "metrics.jsonl").unlink()
+    assert verify.verify(run).files["metrics.jsonl"] == "missing"
+
+
 def test_where_no_run_is(tmp_path, capsys):
     assert main.main(["verify", f"--workdir={tmp_path}"]) == 78
     assert capsys.readouterr().err.startswith(f"lockstep: workdir {tmp_path} holds no run (")
