@@ -164,7 +164,7 @@ def _train(line: flags.CommandLine, arguments: Sequence[str], held: contextlib.E
     # Also before and after the training takes the signal over.
     with _data_problems(), stop_signal(lambda *_: stop.set()):
         outcome = trainer.train(
-            texts, lambda: workdir.record_start(folder, resolved.text, arguments), stop
+            texts, lambda: workdir.record_start(folder, resolved.text, arguments, _say), stop
         )
         if outcome is Outcome.PREEMPTED:
             ignore_stop_signals()

@@ -9,7 +9,7 @@ import platform
 import re
 import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -86,19 +86,32 @@ def config_file(workdir: Path) -> Path:
     return path
 
 
-def record_start(workdir: Path, config_text: str, arguments: Sequence[str]) -> None:
-    """Writes `config.gin`, and one more start to `run.json`: when, the command, the versions and the configuration's checksum."""
+def record_start(
+    workdir: Path, config_text: str, arguments: Sequence[str], note: Callable[[str], None]
+) -> None:
+    """Writes `config.gin`, and one more start to `run.json`: when, the command, the versions and the configuration's checksum.
+
+    A `run.json` that is damaged is moved aside, of which `note` is told.
+    """
     durable.write(workdir / "config.gin", config_text.encode())
-    path = workdir / "run.json"
+    path, now = workdir / "run.json", datetime.datetime.now(datetime.UTC)
+    starts = []
     try:
         starts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        starts = []
-    if not isinstance(starts, list):
-        starts = []
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        if not isinstance(starts, list):
+            raise ValueError("no list")
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        starts, aside = [], path.with_name(f"run.json.damaged-{now:%Y%m%d-%H%M%S}")
+        path.replace(aside)
+        note(f"{path} is no list of starts ({error}): moved to {aside}, and a new one begun")
     digest = hashlib.sha256(config_text.encode()).hexdigest()
-    start = {"time": now, "command": command(arguments), "versions": versions()}
+    start = {
+        "time": now.isoformat(timespec="seconds"),
+        "command": command(arguments),
+        "versions": versions(),
+    }
     starts.append(start | {"config_sha256": digest})
     durable.write(path, f"{json.dumps(starts, indent=1)}\n".encode())
 

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -434,6 +435,25 @@ def test_train_leaves_config_and_starts(lockstep, tmp_path: Path, monkeypatch) -
     assert starts[0]["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert "keras" in starts[0]["versions"]
     assert "swordfish" not in text
+
+
+def test_starts_that_cannot_be_read_are_kept(lockstep, tmp_path: Path) -> None:
+    assert lockstep("train sea --workdir=w")[0] == 0
+    path = tmp_path / "w/run.json"
+    for number, damaged in enumerate((path.read_text()[:-3], "{}"), 1):
+        path.write_text(damaged)
+        code, _, said = lockstep("train sea --workdir=w --gin_param=Voyage.steps=4")
+        (note,) = re.findall(r"^w/run.json is no list of starts \(.*\): moved to (\S+), and", said)
+        assert code == 0 and (tmp_path / note).read_text() == damaged
+        assert len(json.loads(path.read_text())) == 1
+        (tmp_path / note).rename(tmp_path / f"w/{number}")
+    path.unlink()
+    path.mkdir()
+    assert lockstep("train sea --workdir=w")[::2] == (
+        73,
+        "lockstep: w/run.json cannot be read or written (is a directory): mend it and start again to go on from the last "
+        "checkpoint\n",
+    )
 
 
 def test_other_configuration_is_refused_and_longer_is_not(lockstep, tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ def whole(tmp_path_factory):
     """A run of 30 steps as a training leaves it, made by its own modules."""
     folder = tmp_path_factory.mktemp("verify") / "run"
     folder.mkdir()
-    workdir.record_start(folder, "Experiment.steps = 30\nExperiment.seed = 5\n", ["train", "a"])
+    workdir.record_start(
+        folder, "Experiment.steps = 30\nExperiment.seed = 5\n", ["train", "a"], print
+    )
     ledger = Ledger(folder / "events.jsonl")
     checkpoints = Checkpoints(
         folder / "checkpoints", 3, record=lambda **f: ledger.record("save", **f)
