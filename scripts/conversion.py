@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import hashlib
 import json
 import os
@@ -11,6 +10,7 @@ import pathlib
 import re
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -18,8 +18,14 @@ import rich.console
 import rich.progress
 
 from trainer import backend
-from trainer.exits import CannotCreate, UsageError, UserError, one_line
-from trainer.main import INTERRUPTED
+from trainer.exits import (
+    INTERRUPTED,
+    CannotCreate,
+    UsageError,
+    UserError,
+    file_problem,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from input_pipeline.batches import Source
@@ -54,7 +60,6 @@ FLAGS = {"image": "--image_feature", "label": "--label_feature", "name": "SRC", 
 """Of arguments that have another name."""
 DATASET = "tfds:"
 """What the name of a set of TensorFlow Datasets follows."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
 LINE_SECONDS = 10.0
 REFRESH_SECONDS = 0.1
 
@@ -71,7 +76,8 @@ def main(arguments: Sequence[str]) -> int:
     except Exception as error:
         known = _user_error(error, line.destination)
         if known is None:
-            raise
+            traceback.print_exc()
+            return UserError.code
         print(f"lockstep: {_in_flags(one_line(known))}", file=sys.stderr)
         return known.code
     return 0
@@ -176,6 +182,7 @@ def _images(line: argparse.Namespace) -> None:
     from input_pipeline.batches import DataError
     from input_pipeline.packing import pack
 
+    _check_new(line.destination)
     try:
         source, files = _source(line)
     except DataError:
@@ -192,9 +199,8 @@ def _text(line: argparse.Namespace) -> None:
     from input_pipeline.packed_corpus import pack_corpus
     from input_pipeline.reading import TABLES
     from input_pipeline.text_files import files_of, make_tokenizer, read_texts
-    from input_pipeline.writing import check_new
 
-    check_new(line.destination)
+    _check_new(line.destination)
     try:
         texts = read_texts(line.source, line.tokens, line.validation, line.test, line.column)
         tokenizer = make_tokenizer(texts, line.tokens, line.vocabulary, line.extra_characters)
@@ -208,6 +214,11 @@ def _text(line: argparse.Namespace) -> None:
     with Progress(sys.stderr, "characters") as progress:
         pack_corpus(texts, tokenizer, line.destination, _identity(line, files), progress)
     print(line.destination)
+
+
+def _check_new(destination: str) -> None:
+    if pathlib.Path(destination).exists():
+        raise CannotCreate(f"{destination} is there already: remove it, or name another folder")
 
 
 def _verify(line: argparse.Namespace) -> None:
@@ -324,15 +335,8 @@ def _user_error(error: Exception, destination: str) -> UserError | None:
     """What a person can mend, with its exit code; None for a bug."""
     if isinstance(error, UserError):
         return error
-    if isinstance(error, OSError) and error.errno in FULL:
-        return CannotCreate(
-            f"{destination} cannot be written ({os.strerror(error.errno).lower()}): make room there, and the same command goes on"
-        )
     if isinstance(error, OSError) and error.errno is not None:
-        reason = (error.strerror or str(error)).lower()
-        return CannotCreate(
-            f"{error.filename or destination} cannot be read or written ({reason}): mend it, and the same command goes on"
-        )
+        return file_problem(error, destination, "give the same command again, which goes on")
     # Imports TensorFlow, which is silent only if backend.start has imported it.
     from trainer.data_errors import data_problem
 

@@ -290,7 +290,7 @@ def damage_packed(folder):
         ("images folder packed --fit=stretch", None, 64, "--fit"),
         ("images mnist packed --bad_budget=3", None, 64, "--bad_budget is not for MNIST's files"),
         ("images folder packed --bad_budget=-3", None, 64, "--bad_budget is -3"),
-        ("images folder mnist", None, 65, "mnist is there already: remove it"),
+        ("images folder mnist", None, 73, "mnist is there already: remove it"),
         ("images folder packed --size=8", None, 64, "--size is 8: it must be height and width"),
         ("images mnist packed --size=8x8", None, 64, "--size is not for MNIST's files"),
         ("images folder packed --split=test", None, 64, "--split is not for a folder of pictures"),
@@ -334,7 +334,7 @@ def damage_packed(folder):
         ),
         ("text nowhere packed", None, 65, "nowhere cannot be read (No such file or directory)"),
         ("text both.npz packed", None, 65, "both.npz is not UTF-8 at byte"),
-        ("text nowhere mnist", None, 65, "mnist is there already: remove it"),
+        ("text nowhere mnist", None, 73, "mnist is there already: remove it"),
         ("text folder packed", None, 65, "folder has no files *.txt"),
         ("text text packed --column=x", write_text, 65, "text is no table: name a file .csv"),
         ("text text packed --tokens=letters", write_text, 64, "--tokens=letters: choose one"),
@@ -440,10 +440,31 @@ def test_a_full_disk_is_named_and_gone_on_with(sources, conversion, monkeypatch,
         patch.setattr(os, "fsync", full)
         assert conversion.main(["images", "images.npy", "packed"]) == 73
     assert capsys.readouterr().err == (
-        "lockstep: packed cannot be written (no space left on device): make room there, and the same command goes on\n"
+        "lockstep: packed cannot be read or written (no space left on device): make room and give the same command again, which goes on\n"
     )
     assert conversion.main(["images", "images.npy", "packed"]) == 0
     assert len(Packed("packed")) == 6
+
+
+def test_errors_have_the_exit_codes_of_the_launcher(sources, conversion, monkeypatch, capsys):
+    monkeypatch.chdir(sources)
+
+    def fail(error):
+        def pack(*arguments):
+            raise error
+
+        monkeypatch.setattr(packing, "pack", pack)
+        code = conversion.main(["images", "images.npy", "packed"])
+        return code, capsys.readouterr().err
+
+    shut = PermissionError(errno.EACCES, "Permission denied", "there")
+    assert fail(shut) == (
+        77,
+        "lockstep: there cannot be read or written (permission denied): change its permissions and give the same "
+        "command again, which goes on\n",
+    )
+    code, said = fail(IndexError("a bug"))
+    assert code == 70 and said.startswith("Traceback") and said.endswith("IndexError: a bug\n")
 
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(conversion, monkeypatch):

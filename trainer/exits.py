@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import linecache
 import re
-from collections.abc import Iterable
+import traceback
+from collections.abc import Collection, Iterable
+
+INTERRUPTED = 130
+"""What ends with Ctrl-C, as shells report it."""
 
 
 class UserError(Exception):
@@ -85,6 +91,25 @@ class ConfigError(UserError):
     code = 78
 
 
+def file_problem(error: OSError, file: str, again: str, instead: str | None = None) -> UserError:
+    """What a person can do about a file that cannot be read or written.
+
+    Args:
+      error: of the system.
+      file: its name, where the error does not know it.
+      again: what to do then.
+      instead: what else to do than to change its permissions.
+    """
+    shut = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    mend = "change its permissions" if shut else "make room" if full else "mend it"
+    reason = (error.strerror or str(error)).lower()
+    return (NoPermission if shut else CannotCreate)(
+        f"{error.filename or file} cannot be read or written ({reason}): "
+        + (f"{mend}, or {instead}" if shut and instead else f"{mend} and {again}")
+    )
+
+
 BY_KERAS = re.compile(
     r"Exception encountered when calling .*?\n\n\x1b\[1m(.*)\x1b\[0m\n\nArguments received by",
     re.DOTALL,
@@ -98,6 +123,27 @@ def one_line(error: BaseException) -> str:
         message = said[1]
     message = re.split(r"\n\s+(?:In call to configurable|No values supplied by Gin)", message)[0]
     return " ".join(message.split()) or type(error).__name__
+
+
+def is_check(error: BaseException, modules: Collection[str] = ()) -> bool:
+    """Whether an error says what is wrong with an argument, and so is for people: it was raised by a statement `raise` of ours,
+    or by what gin called. One that came up elsewhere, as while a model is traced, is a bug until its place is looked at.
+
+    Args:
+      modules: a configuration's own.
+    """
+    frames = list(traceback.walk_tb(error.__traceback__))
+    own = {"trainer", "models", "input_pipeline", *(name.partition(".")[0] for name in modules)}
+
+    def package(number: int) -> str:
+        return frames[number][0].f_globals.get("__name__", "").partition(".")[0]
+
+    last = max((n for n in range(len(frames)) if package(n) in {*own, "gin"}), default=-1)
+    if last < 0 or package(last) == "gin":
+        return last >= 0
+    frame, line = frames[-1]
+    statement = linecache.getline(frame.f_code.co_filename, line, frame.f_globals)
+    return last == len(frames) - 1 and statement.lstrip().startswith("raise ")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

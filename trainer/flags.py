@@ -247,7 +247,7 @@ def parse(arguments: Sequence[str]) -> CommandLine:
     """
     before_dashes = arguments[: arguments.index("--")] if "--" in arguments else arguments
     if {"--help", "-h", "-help", "-?", "--helpshort", "--helpfull"}.intersection(before_dashes):
-        raise Answer(help_text())
+        raise Answer(help_text().rstrip())
     if "--version" in before_dashes:
         raise Answer(_version())
     values = _define()

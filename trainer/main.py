@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import math
@@ -18,12 +17,13 @@ from typing import TYPE_CHECKING, NoReturn
 from trainer import backend, config, config_files, durable, flags, lock, peers, workdir
 from trainer.catalogue import registry
 from trainer.exits import (
-    CannotCreate,
+    INTERRUPTED,
     ConfigError,
-    NoPermission,
     PreemptedExit,
     UsageError,
     UserError,
+    file_problem,
+    is_check,
     one_line,
 )
 from trainer.hardware import Hardware, workers
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from trainer.judge import Judge
     from trainer.trainer import Trainer
 
-INTERRUPTED = 130  # as shells report SIGINT
 NEIGHBOURED = 8
 """Samples that are shown beside their nearest training pictures."""
 
@@ -45,14 +44,17 @@ def run() -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs a command line, without the program's name; returns the exit code."""
+    line = None
     try:
         try:
-            _answer(arguments)
+            line = _line(arguments)
+            if line:
+                _run(line, arguments)
             sys.stdout.flush()
         except OSError as error:
             if error.errno is None or isinstance(error, BrokenPipeError):
                 raise
-            raise _disk_error(error) from error
+            raise _file_problem(error, line) from error
     except UserError as error:
         _say(f"lockstep: {one_line(error)}")
         return error.code
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         # What reads our output wants no more of it, as head does; nothing must be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        _say("lockstep: interrupted; start again to go on from the last checkpoint")
+        _say(f"lockstep: interrupted; {_again(line)}")
         return INTERRUPTED
     except Exception:
         traceback.print_exc()
@@ -68,12 +70,16 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _answer(arguments: Sequence[str]) -> None:
+def _line(arguments: Sequence[str]) -> flags.CommandLine | None:
+    """What the command line asks for, None if it is a text, which is printed."""
     try:
-        line = flags.parse(arguments)
+        return flags.parse(arguments)
     except flags.Answer as answer:
-        print(str(answer).rstrip())
-        return
+        print(answer)
+        return None
+
+
+def _run(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     modes = (train, evaluate, sample, report, verify, doctor)
     mode = {function.__name__: function for function in modes}[line.mode]
     try:
@@ -98,20 +104,18 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _disk_error(error: OSError) -> UserError:
-    """What a person can do about a file that cannot be read or written."""
-    shut = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = (
-        "change its permissions, or choose another --workdir"
-        if shut
-        else f"{'make room' if full else 'mend it'} and start again to go on from the last checkpoint"
-    )
-    file = error.filename or "a file of the run"
-    reason = (error.strerror or str(error)).lower()
-    return (NoPermission if shut else CannotCreate)(
-        f"{file} cannot be read or written ({reason}): {remedy}"
-    )
+def _file_problem(error: OSError, line: flags.CommandLine | None) -> UserError:
+    path = Path(str(error.filename or "")).absolute()
+    of_run = line and line.workdir and path.is_relative_to(Path(line.workdir).absolute())
+    instead = "choose another --workdir" if of_run or not error.filename else None
+    return file_problem(error, "a file of the run", _again(line), instead)
+
+
+def _again(line: flags.CommandLine | None) -> str:
+    """What to do after a stop."""
+    if line and line.mode != "train":
+        return "give the same command again"
+    return "start again to go on from the last checkpoint"
 
 
 # ---------------------------------------------------------------------- modes
@@ -428,9 +432,9 @@ def _trainer(
         try:
             return Trainer(names.build(resolved), hardware, folder, note=_say, fence=fence)
         except (ValueError, TypeError) as error:
-            if _is_data_error(error):
-                raise
             # The constructors of models and data refuse what does not fit so.
+            if _is_data_error(error) or not is_check(error, resolved.modules):
+                raise
             raise ConfigError(one_line(error)) from error
 
 

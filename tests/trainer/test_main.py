@@ -300,7 +300,7 @@ class Boat:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Voyage:
-    boat: Callable[[], Boat] = Boat
+    boat: Callable[[], Any] = Boat
     steps: int = 3
     seed: int = 5
     samples: int = 4
@@ -489,6 +489,33 @@ def test_a_type_error_of_a_constructor_is_one_line(lockstep) -> None:
     )
 
 
+OWN = """
+class Raft:
+    def __init__(self, logs: int = 3) -> None:
+        if logs > 3:
+            raise TypeError(
+                f"logs is {logs}: it must be at most 3"
+            )
+        self.rope = logs[0] if logs else int("rope")
+"""
+
+
+def test_a_bug_in_a_model_has_its_place(lockstep, tmp_path: Path, monkeypatch) -> None:
+    """Only what a constructor refuses is about the configuration, and one line."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_rafts.py").write_text(OWN)
+    (tmp_path / "raft.gin").write_text("import own_rafts\nVoyage.boat = @Raft\n")
+    for logs, code, last in (
+        (4, 78, "lockstep: logs is 4: it must be at most 3"),
+        (3, 70, "TypeError: 'int' object is not subscriptable"),
+        (0, 70, "ValueError: invalid literal for int() with base 10: 'rope'"),
+    ):
+        command = f"train raft.gin --workdir=w --allow_imports --gin_param=Raft.logs={logs}"
+        found, out, said = lockstep(command)
+        assert (found, out) == (code, "") and last in said
+        assert said.startswith("Traceback") == ("own_rafts.py" in said) == (code == 70)
+
+
 def test_a_mistake_in_the_configuration_makes_no_folder(lockstep, tmp_path: Path) -> None:
     assert lockstep("train sea --workdir=w --gin_param=Boat.sail=2") == (
         78,
@@ -549,6 +576,33 @@ def test_unwritable_workdir(lockstep, tmp_path: Path) -> None:
 def test_trouble_with_a_file_is_one_line(lockstep, monkeypatch, error, code, says) -> None:
     monkeypatch.setattr(PaperTrainer, "ends", error)
     assert lockstep("train sea --workdir=w") == (code, "", f"{NOTE}lockstep: {says}\n")
+
+
+def test_what_to_do_then_depends_on_the_mode_and_the_file(lockstep, monkeypatch) -> None:
+    assert lockstep("train sea --workdir=w")[0] == 0
+
+    def ends(error: BaseException) -> tuple[int, str]:
+        def evaluate(self: PaperTrainer) -> None:
+            raise error
+
+        monkeypatch.setattr(PaperTrainer, "evaluate", evaluate)
+        code, out, said = lockstep("evaluate --workdir=w")
+        assert not out
+        return code, said.splitlines()[-1]
+
+    assert ends(KeyboardInterrupt()) == (
+        130,
+        "lockstep: interrupted; give the same command again",
+    )
+    assert ends(PermissionError(errno.EACCES, "Permission denied", "data")) == (
+        77,
+        "lockstep: data cannot be read or written (permission denied): change its permissions and give the same "
+        "command again",
+    )
+    assert ends(OSError(errno.EIO, "Input/output error", "w/samples")) == (
+        73,
+        "lockstep: w/samples cannot be read or written (input/output error): mend it and give the same command again",
+    )
 
 
 def test_a_full_disk_while_the_configuration_is_written(lockstep, monkeypatch) -> None:

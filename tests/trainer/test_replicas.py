@@ -217,7 +217,7 @@ def test_a_machine_that_is_wrong_again_and_again_ends_the_run(tmp_path, monkeypa
         raise error.value
 
     capsys.readouterr()
-    monkeypatch.setattr(main, "_answer", ending)
+    monkeypatch.setattr(main, "_line", ending)
     assert main.main([]) == 70
     assert capsys.readouterr().err == f"lockstep: {error.value}\n"
 
