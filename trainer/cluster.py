@@ -58,7 +58,8 @@ def batch_layout(
     """Lays a global batch over replicas; of a source whose examples are of streams it must have as many.
 
     Raises:
-      ConfigError: if it does not divide.
+      ConfigError: if the replicas do not divide it.
+      UsageError: if the microbatch does not divide the part of a replica.
     """
     if global_batch % replicas:
         below = global_batch - global_batch % replicas
@@ -72,8 +73,8 @@ def batch_layout(
     microbatch = local if microbatch is None else microbatch
     if microbatch < 1 or local % microbatch:
         divisors = ", ".join(str(d) for d in range(1, local + 1) if local % d == 0)
-        raise ConfigError(
-            f"microbatch {microbatch} does not divide the {local} examples of a replica "
+        raise UsageError(
+            f"--microbatch={microbatch} does not divide the {local} examples of a replica "
             f"(global_batch {global_batch} / {_replicas(replicas)}): choose one of {divisors}"
         )
     return Layout(replicas, microbatch, local // microbatch)

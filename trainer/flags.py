@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,10 @@ OF_ONE_MODE: dict[str, tuple[str, ...]] = {
 }
 OF_ONE_MODE |= dict.fromkeys(("count", "seed"), ("evaluate", "sample"))
 OF_ONE_MODE["features"] = ("evaluate", "train")
+OF_ONE_MODE["gin_param"] = ("train", "evaluate", "sample")
+OF_ONE_MODE |= {
+    field.name: ("train", "evaluate", "sample", "doctor") for field in dataclasses.fields(Hardware)
+}
 
 DRAWING = {"temperature": 1.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
 """Flags that change how tokens are drawn -> the value of Decoding that does not."""
@@ -145,7 +150,6 @@ def _define() -> flags.FlagValues:
         "temperature",
         None,
         "of the drawing; below 1 likely tokens become likelier",
-        lower_bound=0.0,
         flag_values=values,
     )
     flags.DEFINE_integer(
@@ -155,15 +159,12 @@ def _define() -> flags.FlagValues:
         "top_p",
         None,
         "draw from the fewest likeliest tokens with this probability together",
-        lower_bound=0.0,
-        upper_bound=1.0,
         flag_values=values,
     )
     flags.DEFINE_float(
         "repetition_penalty",
         None,
         "above 1, tokens that were there before become less likely",
-        lower_bound=0.0,
         flag_values=values,
     )
     flags.DEFINE_integer(
@@ -238,8 +239,12 @@ def help_text() -> str:
     return "\n".join([*lines, "", EXIT_CODES])
 
 
-def parse(arguments: Sequence[str]) -> CommandLine:
-    """Reads and checks a command line, without the program's name.
+def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> CommandLine:
+    """Reads and checks a command line.
+
+    Args:
+      arguments: without the program's name.
+      environ: environment variables, which may name workers.
 
     Raises:
       UsageError: in one line, what is wrong with it.
@@ -272,13 +277,17 @@ def parse(arguments: Sequence[str]) -> CommandLine:
         )
     for name, modes in OF_ONE_MODE.items():
         if values[name].present and mode not in modes:
-            raise UsageError(f"--{name} is for {' and '.join(modes)}, not for {mode}: remove it")
+            *others, last = modes
+            known = f"{', '.join(others)} and {last}" if others else last
+            raise UsageError(f"--{name} is for {known}, not for {mode}: remove it")
     value: dict[str, Any] = {name: values[name].value for name in values}
     hardware = Hardware(
         **{field.name: value[field.name] for field in dataclasses.fields(Hardware)}
         | {"hosts": tuple(value["hosts"])}
     )
-    hosts = () if mode in ("report", "verify", "doctor") else workers(hardware, os.environ).hosts
+    hosts = () if mode in ("report", "verify", "doctor") else workers(hardware, environ).hosts
+    if value["features"] is not None and value["dry_run"]:
+        raise UsageError("--features compares what --dry_run does not train: drop one")
     if value["features"] is not None and len(hosts) > 1:
         raise UsageError("--features compares on one machine: evaluate the run afterwards on one")
     configs += value["gin_file"]
@@ -304,6 +313,10 @@ def parse(arguments: Sequence[str]) -> CommandLine:
 
 def _decoding(given: Mapping[str, float | int]) -> Mapping[str, float | int | None]:
     """With what undoes the other way of decoding, which the configuration may have."""
+    for name, most in (("temperature", math.inf), ("top_p", 1), ("repetition_penalty", math.inf)):
+        if name in given and not 0 < given[name] <= most:
+            bound = f" and at most {most}" if most < math.inf else ""
+            raise UsageError(f"--{name}={given[name]:g}: it must be above 0{bound}")
     drawing = [name for name in DRAWING if name in given]
     if "beams" in given:
         if drawing:

@@ -59,34 +59,34 @@ def test_global_batch_is_replicas_by_microbatch_by_accumulation(
             24,
             2,
             5,
-            "microbatch 5 does not divide the 12 examples of a replica (global_batch 24 / 2 replicas): "
+            "--microbatch=5 does not divide the 12 examples of a replica (global_batch 24 / 2 replicas): "
             "choose one of 1, 2, 3, 4, 6, 12",
         ),
         (
             4,
             1,
             8,
-            "microbatch 8 does not divide the 4 examples of a replica (global_batch 4 / 1 replica): "
+            "--microbatch=8 does not divide the 4 examples of a replica (global_batch 4 / 1 replica): "
             "choose one of 1, 2, 4",
         ),
         (
             4,
             2,
             -1,
-            "microbatch -1 does not divide the 2 examples of a replica (global_batch 4 / 2 replicas): "
+            "--microbatch=-1 does not divide the 2 examples of a replica (global_batch 4 / 2 replicas): "
             "choose one of 1, 2",
         ),
         (
             4,
             2,
             0,
-            "microbatch 0 does not divide the 2 examples of a replica (global_batch 4 / 2 replicas): "
+            "--microbatch=0 does not divide the 2 examples of a replica (global_batch 4 / 2 replicas): "
             "choose one of 1, 2",
         ),
     ],
 )
 def test_a_batch_that_does_not_divide(global_batch, replicas, microbatch, line):
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ConfigError if microbatch is None else UsageError) as error:
         batch_layout(global_batch, replicas, microbatch)
     assert str(error.value) == line
 

@@ -109,8 +109,27 @@ MISTAKES = {
     "sample --workdir=w --length=0": "--length=0: 0 is not a positive integer",
     "sample --workdir=w --top_k=0": "--top_k=0: 0 is not a positive integer",
     "sample --workdir=w --beams=-1": "--beams=-1: -1 is not a positive integer",
-    "sample --workdir=w --top_p=1.5": "--top_p=1.5: 1.5 is not a number in the range [0.0, 1.0]",
-    "sample --workdir=w --temperature=-1": "--temperature=-1: -1.0 is not a non-negative number",
+    "sample --workdir=w --top_p=1.5": "--top_p=1.5: it must be above 0 and at most 1",
+    "sample --workdir=w --top_p=0": "--top_p=0: it must be above 0 and at most 1",
+    "sample --workdir=w --top_p=nan": "--top_p=nan: it must be above 0 and at most 1",
+    "sample --workdir=w --temperature=-1": "--temperature=-1: it must be above 0",
+    "sample --workdir=w --temperature=0": "--temperature=0: it must be above 0",
+    "sample --workdir=w --repetition_penalty=0": "--repetition_penalty=0: it must be above 0",
+    "report --workdir=w --gin_param=A.b=1": (
+        "--gin_param is for train, evaluate and sample, not for report: remove it"
+    ),
+    "doctor --gin_param=A.b=1": (
+        "--gin_param is for train, evaluate and sample, not for doctor: remove it"
+    ),
+    "verify --workdir=w --microbatch=2": (
+        "--microbatch is for train, evaluate, sample and doctor, not for verify: remove it"
+    ),
+    "report --workdir=w --xla=on": (
+        "--xla is for train, evaluate, sample and doctor, not for report: remove it"
+    ),
+    "train x --features=c --dry_run": (
+        "--features compares what --dry_run does not train: drop one"
+    ),
     "train x --xla": "Missing value for flag --xla",
     "train gan/digits": (
         "no --workdir: say where the run is kept, such as --workdir=runs/gan-digits"
