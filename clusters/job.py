@@ -122,26 +122,29 @@ class Job:
     def check(self, target: str) -> None:
         """Checks all that can be known before the job waits in a queue.
 
-        Raises:
-          UsageError: in one line, the first thing that is wrong.
+          Raises:
+            UsageError: in one line, the first thing that is wrong.
+        flags.Answer: if the arguments ask for help or the version.
         """
-        self._check_values()
+        for name in NEEDED[target]:
+            if getattr(self, name) is None:
+                raise UsageError(f"{target} needs --{name}")
+        self._check_values(target)
         self._check_names()
         for field in dataclasses.fields(self):
             given = getattr(self, field.name) != field.default
             if given and target not in OF_SOME.get(field.name, TARGETS):
                 known = ", ".join(OF_SOME[field.name])
                 raise UsageError(f"--{field.name} is for {known}, not for {target}: remove it")
-        for name in NEEDED[target]:
-            if getattr(self, name) is None:
-                raise UsageError(f"{target} needs --{name}")
         if self.image is not None and self.venv is not None:
             raise UsageError("--image and --venv exclude each other: drop one")
         if target == "slurm" and self.mounts and self.image is None:
             raise UsageError("--mount is for containers: give --image, or remove it")
-        flags.parse(["train", *self.train()])
+        hosts = hosts_of(self.nodes) if self.nodes > 1 else ()
+        # Where it is submitted from, other workers may be named than there will be.
+        flags.parse(["train", *self.train(), *hosts], environ={})
 
-    def _check_values(self) -> None:
+    def _check_values(self, target: str) -> None:
         for name, least in (("nodes", 1), ("devices", 0), ("restarts", 0), ("grace", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name}={getattr(self, name)}: it must be at least {least}")
@@ -149,7 +152,8 @@ class Job:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name}={value}: it must be at least 1")
-        if self.accelerator is not None and not self.devices and self.runtime is None:
+        counted = target in OF_SOME["devices"]
+        if self.accelerator is not None and counted and not self.devices:
             raise UsageError(f"--accelerator={self.accelerator} needs --devices: how many a node")
         for argument in self.arguments:
             flag = re.match(r"--?(hosts|worker|workdir|tpu)(=|$)", argument)
@@ -197,6 +201,12 @@ class Job:
         """The arguments of `lockstep train`, with a workdir."""
         data = () if self.data is None else (f"--gin_param=DATA={json.dumps(self.data)}",)
         return (*self.arguments, *data, *more, f"--workdir={workdir or self.workdir}")
+
+
+def hosts_of(workers: int) -> tuple[str, ...]:
+    """Flags by which the first of so many workers is told of the others, to be checked with the rest."""
+    hosts = ",".join(f"127.0.0.1:{port}" for port in range(1, workers + 1))
+    return (f"--hosts={hosts}", "--worker=0")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from clusters.gang import Gang, command
+from clusters.job import hosts_of
 from trainer import flags
 from trainer.exits import UsageError
 
@@ -18,9 +19,12 @@ def main(arguments: Sequence[str]) -> int:
     line, given = _parser().parse_args(arguments[:at]), tuple(arguments[at + 1 :])
     try:
         gang = _gang(line, given)
-    except (UsageError, flags.Answer) as error:
+    except flags.Answer as answer:
+        print(answer)
+        return 0
+    except UsageError as error:
         print(f"lockstep: {error}", file=sys.stderr)
-        return UsageError.code
+        return error.code
     return gang.run()
 
 
@@ -63,11 +67,15 @@ def _gang(line: argparse.Namespace, arguments: tuple[str, ...]) -> Gang:
     ):
         if not value >= lowest:
             raise UsageError(f"--{name}={value}: it must be at least {lowest}")
+    if line.elastic and not line.max_restarts:
+        raise UsageError(
+            f"--elastic={line.elastic} is for restarts, and there is none: give --max_restarts"
+        )
     for argument in arguments:
         if re.match(r"--?(hosts|worker)(=|$)", argument):
             raise UsageError(f"{argument} is set for each worker: remove it after --")
     # Else every worker would say what is wrong.
-    flags.parse([*arguments, "--hosts=127.0.0.1:1", "--worker=0"])
+    flags.parse([*arguments, *hosts_of(workers)])
     return Gang(
         command=command(arguments),
         workers=workers,

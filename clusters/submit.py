@@ -14,7 +14,8 @@ from pathlib import Path
 
 from clusters import jobset, slurm, tpu, vertex
 from clusters.job import OF_SOME, TARGETS, Job, Plan
-from trainer.exits import MissingPackage, UsageError, UserError
+from trainer import flags
+from trainer.exits import INTERRUPTED, MissingPackage, UsageError, UserError, file_problem
 
 PLANS: dict[str, Callable[[Job], Plan]] = {
     "slurm": slurm.plan,
@@ -67,9 +68,15 @@ def main(arguments: Sequence[str]) -> int:
             print(shown(plan), end="")
             return 0
         return submit(plan, Path(line.folder or Path("runs", "submitted", job.name)))
+    except flags.Answer as answer:
+        print(answer)
+        return 0
     except UserError as error:
         print(f"lockstep: {error}", file=sys.stderr)
         return error.code
+    except KeyboardInterrupt:
+        print("lockstep: interrupted; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
 
 
 def planned(target: str, job: Job) -> Plan:
@@ -77,6 +84,7 @@ def planned(target: str, job: Job) -> Plan:
 
     Raises:
       UsageError: in one line, what is wrong with the job.
+      flags.Answer: if its arguments ask for help or the version.
     """
     job.check(target)
     return PLANS[target](job)
@@ -93,11 +101,15 @@ def submit(plan: Plan, folder: Path) -> int:
     """Writes the files to a folder and runs the commands there; returns the exit code of the last one run.
 
     Raises:
+      CannotCreate, NoPermission: if a file cannot be written.
       MissingPackage: if a program is not there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in plan.files.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in plan.files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise file_problem(error, str(folder), "submit it again", "give another --folder") from None
     for command in plan.commands:
         print(shlex.join(command), file=sys.stderr)
         try:

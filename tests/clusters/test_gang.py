@@ -171,6 +171,8 @@ def test_nobody_is_left_when_the_launcher_is_killed(tmp_path):
         (["--workers=0"], "--workers=0: at least 1, and MIN <= workers <= MAX"),
         (["--elastic=3"], "--elastic=3: write MIN:MAX, such as 1:4"),
         (["--elastic=3:2"], "--workers=2 --elastic=3:2: at least 1, and MIN <= workers <= MAX"),
+        (["--elastic=1:2"], "--elastic=1:2 is for restarts, and there is none: give --max_restarts"),
+        (["--workers=2", "--", "train", "a", "--workdir=w", "--features=c"], "--features compares on one machine: evaluate the run afterwards on one"),
         (["--workers=2", "--max_restarts=-1"], "--max_restarts=-1: it must be at least 0"),
         (["--workers=2", "--", "train", "a", "--worker=1"], "--worker=1 is set for each worker: remove it after --"),
         (["--workers=2", "--", "train", "a", "--workdir=w", "--tpuu=1"], "unknown flag --tpuu; did you mean --tpu?"),
@@ -180,6 +182,13 @@ def test_nobody_is_left_when_the_launcher_is_killed(tmp_path):
 def test_what_is_wrong_is_said_once_before_anything_starts(flags, said, capsys):
     assert launch.main(flags) == 64
     assert capsys.readouterr() == ("", f"lockstep: {said}\n")
+
+
+@pytest.mark.parametrize("asked", ["--help", "--version"])
+def test_what_lockstep_answers_is_no_error(asked, capsys):
+    assert launch.main(["--workers=2", "--", asked]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: lockstep" if asked == "--help" else "lockstep ") and not err
 
 
 def test_ports_are_different_and_free():

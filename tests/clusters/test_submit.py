@@ -538,6 +538,8 @@ def test_the_image_has_every_package():
         ("jobset", {"image": "i", "accelerator": "tpu-v6e-slice", "devices": 4}, "--accelerator=tpu-v6e-slice needs --topology, such as 2x4"),
         ("jobset", {"image": "i", "accelerator": "tpu-v6e-slice", "devices": 4, "topology": "4x4", "nodes": 4}, "--nodes=4: TensorFlow trains on the TPUs of one node of Kubernetes; use --nodes=1, or the target tpu for more"),
         ("vertex", {"image": "i", "machine": "m", "region": "r"}, "--workdir=/runs/digits is lost with the machine: write /gcs/BUCKET/FOLDER"),
+        ("tpu", {"image": "i", "accelerator": "v4-8", "zone": "z"}, "tpu needs --runtime"),
+        ("slurm", {"nodes": 2, "arguments": ("a", "--features=c")}, "--features compares on one machine: evaluate the run afterwards on one"),
         ("tpu", {"image": "i", "accelerator": "v4-8", "zone": "z", "runtime": "r"}, "--workdir=/runs/digits is lost with the machine: mount a bucket over it, as --mount=gs://BUCKET:/runs --workdir=/runs/NAME"),
         ("tpu", {"image": "i", "accelerator": "v4-8", "zone": "z", "runtime": "r", "mounts": (("/nfs", "/runs"),)}, "--mount=/nfs:/runs: a TPU's machine has buckets alone: gs://BUCKET"),
     ],
@@ -546,6 +548,15 @@ def test_what_is_wrong_is_said_before_it_is_submitted(target, fields, said):
     with pytest.raises(UsageError) as error:
         planned(target, dataclasses.replace(DIGITS, **fields))
     assert str(error.value) == said
+
+
+def test_the_workers_of_the_shell_that_submits_are_not_the_jobs(monkeypatch):
+    """A batch script or notebook may name some, one task of which is not what will train."""
+    monkeypatch.setenv("TF_CONFIG", "{")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    job = dataclasses.replace(DIGITS, arguments=("vae/digits", "--replicas=1"))
+    assert "vae/digits --replicas=1" in shown(planned("slurm", job))
 
 
 def test_variables_that_are_no_secrets_may_be_given():
@@ -612,6 +623,36 @@ def test_a_program_that_is_not_there_is_named(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == (
         "lockstep: gcloud is not installed here: submit where it is, or leave --submit out to see the files"
     )
+
+
+def test_what_lockstep_answers_is_no_error(capsys):
+    assert submit.main(["slurm", "--name=d", "--workdir=/w", "--", "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: lockstep") and not err
+
+
+def test_files_that_cannot_be_written_are_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    line = f"slurm --name=d --workdir=/w --submit --folder={tmp_path}/file/f -- x"
+    assert submit.main(line.split()) == 73
+    said = f"lockstep: {tmp_path}/file/f cannot be read or written (not a directory): mend it and submit it again\n"
+    assert capsys.readouterr() == ("", said)
+
+
+def test_a_watch_may_be_stopped(tmp_path, monkeypatch, capsys):
+    def stopped(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(submit.subprocess, "run", stopped)
+    line = (
+        "tpu --name=d --workdir=/runs/d --mount=gs://b:/runs --image=i --accelerator=v4-8 --zone=z --runtime=r "
+        f"--submit --folder={tmp_path} -- x"
+    )
+    assert submit.main(line.split()) == 130
+    assert capsys.readouterr().err.splitlines() == [
+        "bash d-watch.sh",
+        "lockstep: interrupted; the same command goes on",
+    ]
 
 
 if __name__ == "__main__":
