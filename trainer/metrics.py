@@ -1,12 +1,12 @@
 """The record of a run on disk: metrics.jsonl, and the same for TensorBoard, both rewound on resume.
 
-Only the chief has a `MetricWriter`; other workers have a `NullWriter`. Nothing here imports
-TensorFlow, as TensorBoard's `EventFileWriter` would, nor starts a thread: each event is one flushed
-write.
+Only the chief of a training with a workdir has a `MetricWriter`; others have a `NullWriter`. Nothing here imports
+TensorFlow, as TensorBoard's `EventFileWriter` would, nor starts a thread: each event is one flushed write.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import os
@@ -42,6 +42,7 @@ class MetricWriter:
     def __init__(self, workdir: str | os.PathLike[str], resume_step: int = 0):
         self._workdir = pathlib.Path(workdir)
         self._workdir.mkdir(parents=True, exist_ok=True)
+        self._kinds: set[str] = set()
         for path in self._workdir.glob("samples/step-????????*"):
             if int(path.name[5:13]) > resume_step:
                 path.unlink()
@@ -80,15 +81,14 @@ class MetricWriter:
     def _picture(self, tag: str, step: int, picture: np.ndarray, ending: str) -> pathlib.Path:
         data = pictures.png(picture)
         self._events.picture(tag, step, picture.shape, data)
+        self._kinds.add(ending)
         return self._keep(f"step-{step:08d}{ending}.png", data)
 
     def animate(self) -> None:
         """Writes `samples/training.gif` of the pictures of samples there are, if they are several; of tables and other pictures
-        NAME likewise `samples/training-NAME.gif`."""
-        kinds: dict[str, list[pathlib.Path]] = {}
-        for path in sorted(self._workdir.glob("samples/step-????????*.png")):
-            kinds.setdefault(path.stem[13:], []).append(path)
-        for ending, paths in kinds.items():
+        NAME likewise `samples/training-NAME.gif`. What others than a training have drawn there is none of them."""
+        for ending in sorted(self._kinds):
+            paths = sorted(self._workdir.glob(f"samples/step-????????{glob.escape(ending)}.png"))
             if len(paths) > 1:
                 # The last is always among them.
                 every = -(-len(paths) // MOST_FRAMES)
@@ -144,7 +144,7 @@ def judged(
 
 
 class NullWriter:
-    """A `MetricWriter` that writes nothing: that of every worker but the chief."""
+    """A `MetricWriter` that writes nothing: where there is no workdir, and of every worker but the chief."""
 
     def write(self, step: int, examples: int, seconds: float, metrics: Mapping[str, float]) -> None:
         pass

@@ -312,6 +312,9 @@ def test_animations_of_samples_and_of_tables(tmp_path, monkeypatch):
             writer.samples(step, np.full([1, 2, 2, 1], level, np.uint8))
             path = writer.table(step, "pairs", np.full([1, 2, 2, 2, 1], 255 - level, np.uint8))
         writer.table(3, "once", np.zeros([1, 2, 2, 2, 1], np.uint8))
+        for step in (1, 2):  # As `lockstep sample` and `evaluate` leave them.
+            for ending in ("seed-0", "neighbours"):
+                (path.parent / f"step-{step:08d}-{ending}.png").write_bytes(path.read_bytes())
         writer.animate()
     assert path.name == "step-00000003-pairs.png"
     for name, levels in (("training.gif", (0, 255)), ("training-pairs.gif", (255, 0))):
@@ -320,7 +323,10 @@ def test_animations_of_samples_and_of_tables(tmp_path, monkeypatch):
             for frame, level in enumerate(levels):
                 animation.seek(frame)
                 assert np.asarray(animation.convert("L"))[0, 0] == level
-    assert not (tmp_path / "samples" / "training-once.gif").exists()
+    assert {path.name for path in path.parent.glob("*.gif")} == {
+        "training.gif",
+        "training-pairs.gif",
+    }
 
 
 def test_samples_of_later_steps_are_dropped(tmp_path):
