@@ -26,7 +26,7 @@ def heat_maps(panels: Mapping[str, np.ndarray], labels: Sequence[str]) -> np.nda
 
     Args:
       panels: by title, numbers from -1 to 1, `[rows, columns]`.
-      labels: of the columns, below each panel; upright if one has several characters.
+      labels: of the columns, below each panel; upright if one has more than 2 characters.
 
     Returns:
       uint8 `[height, width, 3]`.

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Self, TextIO
+from typing import TextIO
 
 import rich.console
 import rich.progress
@@ -63,18 +63,8 @@ class Progress:
         eta = self._eta(step, self._clock())
         self._show.report(step, latest_losses(metrics), examples_per_second, seconds, eta)
 
-    def note(self, line: str) -> None:
-        """A message of one line, which stays."""
-        self._show.note(line)
-
     def close(self) -> None:
         self._show.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _eta(self, step: int, now: float) -> float | None:
         """Seconds left at the mean pace since the first loop, which compiles and so is left out."""

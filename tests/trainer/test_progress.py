@@ -1,5 +1,6 @@
 """Lines to the character, on a pipe and on terminals of several widths."""
 
+import contextlib
 import io
 import re
 
@@ -47,15 +48,18 @@ def terminal(monkeypatch):
     return of_width
 
 
+def showing(*arguments):
+    return contextlib.closing(progress.Progress(*arguments))
+
+
 def test_plain_lines(clock):
     stream = io.StringIO()
-    with progress.Progress(3000, 0, stream, clock) as shown:
+    with showing(3000, 0, stream, clock) as shown:
         clock.now += 20  # The first loop compiles.
         shown.update(10, 32.0)
         clock.now += 9
         shown.update(100, 640.0)
         shown.report(100, {"train/loss": 1.23454}, 5120.4, 12.3)
-        shown.note("saved step 100")
         clock.now += 90
         shown.update(1000, 640.0)
         shown.report(1000, {"train/loss": 123.5, "eval/loss": float("nan")}, 123456.0, 7300)
@@ -63,7 +67,6 @@ def test_plain_lines(clock):
         shown.report(3000, {"train/loss": -0.5}, 640.0, 8000)
     assert stream.getvalue().splitlines() == [
         "step  100/3000 (  3 %)  loss   1.2345    5,120 examples/s    12 s  ETA  290 s",
-        "saved step 100",
         "step 1000/3000 ( 33 %)  loss 123.5000  123,456 examples/s   2.0 h  ETA  200 s"
         "  eval/loss      nan",
         "step 3000/3000 (100 %)  loss  -0.5000      640 examples/s   2.2 h  ETA    0 s",
@@ -72,7 +75,7 @@ def test_plain_lines(clock):
 
 def test_time_left_counts_from_the_step_of_the_resume(clock):
     stream = io.StringIO()
-    with progress.Progress(200, 100, stream, clock) as shown:
+    with showing(200, 100, stream, clock) as shown:
         shown.report(100, {}, 0.0, 0.0)
         clock.now += 30
         # Nothing but the first loop to judge by: 20 steps in 30 s, 80 to go.
@@ -91,7 +94,7 @@ def test_time_left_counts_from_the_step_of_the_resume(clock):
 
 def test_a_run_without_steps(clock):
     stream = io.StringIO()
-    with progress.Progress(0, 0, stream, clock) as shown:
+    with showing(0, 0, stream, clock) as shown:
         shown.report(0, {}, 0.0, 0.0)
     assert stream.getvalue() == "step 0/0 (100 %)        0 examples/s     0 s  ETA      -\n"
 
@@ -99,19 +102,19 @@ def test_a_run_without_steps(clock):
 def test_no_control_characters_even_if_colours_are_asked_for(clock, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     stream = io.StringIO()
-    with progress.Progress(3000, 0, stream, clock) as shown:
+    with showing(3000, 0, stream, clock) as shown:
         shown.update(10, 1.0)
         shown.report(10, GAN, 1.0, 1.0)
-        shown.note("saved step 10")
     assert all(character.isprintable() or character == "\n" for character in stream.getvalue())
 
 
 def test_a_dumb_terminal_gets_plain_lines(clock, terminal, monkeypatch):
     stream = terminal(80)
     monkeypatch.setenv("TERM", "dumb")
-    with progress.Progress(3000, 0, stream, clock) as shown:
-        shown.note("hello")
-    assert stream.getvalue() == "hello\n"
+    with showing(3000, 0, stream, clock) as shown:
+        shown.report(3000, {}, 1.0, 1.0)
+    said = "step 3000/3000 (100 %)        1 examples/s     1 s  ETA    0 s\n"
+    assert stream.getvalue() == said
 
 
 def test_a_stream_that_is_gone_ends_no_training(clock):
@@ -122,10 +125,9 @@ def test_a_stream_that_is_gone_ends_no_training(clock):
             attempts.append(text)
             raise BrokenPipeError
 
-    with progress.Progress(3000, 0, Gone(), clock) as shown:
+    with showing(3000, 0, Gone(), clock) as shown:
         shown.update(10, 1.0)
         shown.report(10, GAN, 1.0, 1.0)
-        shown.note("hello")
     assert attempts
 
 
@@ -149,7 +151,7 @@ def test_a_stream_that_is_gone_ends_no_training(clock):
 )
 def test_the_bar_fits_the_terminal(clock, terminal, columns, bar, right):
     stream = terminal(columns)
-    with progress.Progress(3000, 0, stream, clock) as shown:
+    with showing(3000, 0, stream, clock) as shown:
         shown.update(10, 100.0)
         clock.now += 99
         shown.update(1000, 5120.4)
@@ -162,7 +164,7 @@ def test_the_bar_fits_the_terminal(clock, terminal, columns, bar, right):
 
 def test_an_evaluation_stays_above_the_bar(clock, terminal):
     stream = terminal(80)
-    with progress.Progress(3000, 0, stream, clock) as shown:
+    with showing(3000, 0, stream, clock) as shown:
         shown.report(500, {"train/loss": 1.5, "eval/negative_elbo": 23.78}, 64.0, 30)
         shown.report(600, {"train/loss": 1.25}, 64.0, 36)
         assert "step 500/3000  eval/negative_elbo 23.7800" in stream.getvalue()
@@ -171,7 +173,7 @@ def test_an_evaluation_stays_above_the_bar(clock, terminal):
 
 def test_the_bar_is_not_drawn_more_often_than_can_be_seen(clock, terminal):
     stream = terminal(80)
-    with progress.Progress(3000, 0, stream, clock) as shown:
+    with showing(3000, 0, stream, clock) as shown:
         before = len(stream.frames())
         for step in range(1, 3000):
             clock.now += 0.001
@@ -182,12 +184,13 @@ def test_the_bar_is_not_drawn_more_often_than_can_be_seen(clock, terminal):
         assert "step 3000/3000" in stream.frames()[-1]
 
 
-def test_a_note_stays_above_the_bar_as_it_is(clock, terminal):
+def test_an_evaluation_is_shown_as_it_is(clock, terminal):
+    """Neither markup nor cut to lines."""
     stream = terminal(40)
-    note = "saved [bold] step 10 in a folder with a name that is longer than the terminal is wide"
-    with progress.Progress(3000, 0, stream, clock) as shown:
-        shown.note(note)
-    assert note in stream.frames()
+    name = "eval/[bold]a name that is longer than the terminal is wide"
+    with showing(3000, 0, stream, clock) as shown:
+        shown.report(500, {name: 1.0}, 64.0, 30)
+    assert f"step 500/3000  {name} 1.0000" in stream.frames()
 
 
 def test_latest_losses():
