@@ -59,6 +59,7 @@ class ResNetGenerator(keras.layers.Layer):
     ):
         super().__init__(name=name)
         stages = count_stages(shape, stages)
+        _check_widths("generator", width=width, largest_width=largest_width)
         base = shape[0] // 2**stages
         widths = [min(width * 2**i, largest_width) for i in reversed(range(stages))]
         _check_attention(attention, [base * 2**i for i in range(1, stages + 1)], "generator")
@@ -135,6 +136,7 @@ class ResNetDiscriminator(keras.layers.Layer):
     ):
         super().__init__(name=name)
         stages = count_stages(shape, stages)
+        _check_widths("discriminator", width=width, largest_width=largest_width)
         if plain < 0 or (stddev_group and not plain):
             raise ValueError(
                 f"the discriminator has plain {plain} and stddev_group {stddev_group}: plain must be at least 0, and 1 with "
@@ -294,6 +296,12 @@ def doubled(x: tf.Tensor) -> tf.Tensor:
 def halved(x: tf.Tensor) -> tf.Tensor:
     """Means of 2×2 pixels of `[b, h, w, channels]`: `[b, h/2, w/2, channels]`."""
     return tf.nn.avg_pool2d(x, 2, 2, "VALID")
+
+
+def _check_widths(network: str, **widths: int) -> None:
+    for name, width in widths.items():
+        if width < 1:
+            raise ValueError(f"the {network} has {name} {width}: it must be at least 1")
 
 
 def _check_attention(side: int, sides: Sequence[int], network: str) -> None:

@@ -38,7 +38,7 @@ class Experiment:
       validation_transforms: of held-out examples.
       global_batch: examples an update, over all replicas and microbatches.
       steps: of training, in all.
-      seed: of everything random: order, transforms, initial weights, noise.
+      seed: of everything random: order, transforms, initial weights, noise; from 0 to 2**32 - 1.
       precision: "float32", "bfloat16" or "float16" (weights and losses in float32), "float64" for proofs.
       evaluate_every: steps between evaluations on `validation`, and one at the end; 0 for none.
       best_metric: name of the evaluation metric by which the best checkpoint is kept, or None.
@@ -95,6 +95,8 @@ class Experiment:
         for name in ("evaluate_every", "sample_every", "samples"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 0")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}: it must be from 0 to {2**32 - 1}")
         if self.validation is not None and len(self.validation) == 0:
             raise ValueError("validation has no examples: give it some, or leave it out")
         if self.evaluate_every and self.validation is None:

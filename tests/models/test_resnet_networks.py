@@ -201,6 +201,8 @@ def test_sizes_of_pixels():
     ("make", "message"),
     [
         (lambda: generator((160, 160, 3)), "side from 8 to 128"),
+        (lambda: generator(width=0), "generator has width 0: it must be at least 1"),
+        (lambda: discriminator(largest_width=0), "discriminator has largest_width 0: it must be"),
         (lambda: generator((16, 16, 1), attention=4), "attention 4: .* of the sides 8, 16;"),
         (lambda: discriminator((16, 16, 1), attention=16), "attention 16: .* of the sides 8, 4;"),
         (lambda: discriminator(plain=0, stddev_group=4), "plain 0 and stddev_group 4"),

@@ -35,6 +35,8 @@ class Examples:
         ({"max_bad_updates": 0}, "max_bad_updates is 0: it must be at least 1"),
         ({"evaluate_every": -5}, "evaluate_every is -5: it must be at least 0"),
         ({"sample_every": -1}, "sample_every is -1: it must be at least 0"),
+        ({"seed": -1}, "seed is -1: it must be from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed is 4294967296: it must be from 0 to 4294967295"),
         ({"samples": -1}, "samples is -1: it must be at least 0"),
         (
             {"evaluate_every": 5},
