@@ -120,17 +120,21 @@ class Form:
         Raises:
           DataError: naming it, and what to set.
         """
-        if found[:2] != first[:2]:
-            raise DataError(
-                f"{name} has {found[0]}×{found[1]} pixels, and the first picture {first[0]}×{first[1]}: set "
-                f"{self.owner}.size"
+        if found == first:
+            return
+        one, other = (f"{height}×{width}" for height, width, _ in (found, first))
+        kind, of_first = ({1: "grey", 3: "coloured"}[channels] for *_, channels in (found, first))
+        size, channels = f"{self.owner}.size", f"{self.owner}.channels to 1 or 3"
+        if kind == of_first:
+            said = f"{name} has {one} pixels, and the first picture {other}: set {size}"
+        elif one == other:
+            said = f"{name} is {kind}, and the first picture {of_first}: set {channels}"
+        else:
+            said = (
+                f"{name} is {kind} and has {one} pixels, and the first picture is {of_first} and has {other}: set {size}, and "
+                f"{channels}"
             )
-        if found != first:
-            kinds = {1: "grey", 3: "coloured"}
-            raise DataError(
-                f"{name} is {kinds[found[2]]}, and the first picture {kinds[first[2]]}: set {self.owner}.channels to 1 "
-                "or 3"
-            )
+        raise DataError(said)
 
     def _converted(self, image: Image.Image) -> Image.Image:
         sixteen_bits = image.mode.startswith("I;16")

@@ -360,6 +360,11 @@ def test_a_folder_that_cannot_be_used_is_named(write, message, tmp_path):
             lambda path: picture(path, channels=1),
             "is grey, and the first picture coloured: set ImageFolder.channels to 1 or 3",
         ),
+        (
+            lambda path: picture(path, height=5, channels=1),
+            "is grey and has 5×4 pixels, and the first picture is coloured and has 6×4: set ImageFolder.size, and "
+            "ImageFolder.channels to 1 or 3",
+        ),
     ],
 )
 def test_a_picture_that_cannot_be_read_is_named(damage, message, tmp_path, short_delays):
