@@ -17,7 +17,7 @@ class Split:
     """One part of a source, by example id, in constant memory.
 
     Two splits with equal arguments but for `part` share no example and leave none out. Whatever else the source has, such as
-    `labels`, the split has too. Texts are split as they become a corpus.
+    `classes`, the split has too. Texts are split as they become a corpus.
 
     Attributes:
       source: the whole.

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import pictures
+from trainer.exits import UserError, one_line
 from trainer.features import ClassifierNet
 from trainer.hardware import Hardware
 from trainer.judge import Judge
@@ -130,8 +131,15 @@ def main(line: Sequence[str] | None = None) -> None:
         "--seconds", type=float, help="for the tutorial; as long as ours if not given"
     )
     parser.add_argument("--picture", type=pathlib.Path, help="where 100 samples of it are shown")
-    arguments = parser.parse_args(line)
+    try:
+        compare(parser.parse_args(line))
+    except UserError as error:
+        print(f"lockstep: {one_line(error)}", file=sys.stderr)
+        sys.exit(error.code)
 
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Trains the tutorial's model for as long as ours, and prints what the classifier says of both."""
     one = Hardware(strategy="one_device")
     ours, _ = restored(arguments.workdir, one)
     source = ours.experiment.source
