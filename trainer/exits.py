@@ -126,24 +126,22 @@ def one_line(error: BaseException) -> str:
 
 
 def is_check(error: BaseException, modules: Collection[str] = ()) -> bool:
-    """Whether an error says what is wrong with an argument, and so is for people: it was raised by a statement `raise` of ours,
-    or by what gin called. One that came up elsewhere, as while a model is traced, is a bug until its place is looked at.
+    """Whether an error says what is wrong with an argument, and so is for people: one that a statement `raise` of ours or of the
+    configuration's modules raised, or that came up in what gin called, if it is not of these modules. Another, as where a model
+    is traced, is a bug until its place is looked at.
 
     Args:
-      modules: a configuration's own.
+      modules: that the configuration imports.
     """
     frames = list(traceback.walk_tb(error.__traceback__))
-    own = {"trainer", "models", "input_pipeline", *(name.partition(".")[0] for name in modules)}
-
-    def package(number: int) -> str:
-        return frames[number][0].f_globals.get("__name__", "").partition(".")[0]
-
-    last = max((n for n in range(len(frames)) if package(n) in {*own, "gin"}), default=-1)
-    if last < 0 or package(last) == "gin":
-        return last >= 0
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames]
+    imported = {name.partition(".")[0] for name in modules}
+    if "gin" in packages and not imported.intersection(packages):
+        return True
     frame, line = frames[-1]
     statement = linecache.getline(frame.f_code.co_filename, line, frame.f_globals)
-    return last == len(frames) - 1 and statement.lstrip().startswith("raise ")
+    ours = packages[-1] in {"trainer", "models", "input_pipeline", *imported}
+    return ours and statement.lstrip().startswith("raise ")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -534,6 +534,13 @@ def test_a_bug_in_a_model_has_its_place(lockstep, tmp_path: Path, monkeypatch) -
         assert (found, out) == (code, "") and last in said
         assert said.startswith("Traceback") == ("own_rafts.py" in said) == (code == 70)
 
+    def trace(*arguments: Any, **options: Any) -> Any:
+        return {}[0:1]
+
+    monkeypatch.setattr(PaperTrainer, "__init__", trace)
+    code, _, said = lockstep("train sea --workdir=w")
+    assert code == 70 and said.startswith("Traceback") and "TypeError: unhashable" in said
+
 
 def test_a_mistake_in_the_configuration_makes_no_folder(lockstep, tmp_path: Path) -> None:
     assert lockstep("train sea --workdir=w --gin_param=Boat.sail=2") == (
