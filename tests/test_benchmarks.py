@@ -224,3 +224,12 @@ def test_dcgan(
     ratio = float(distances["ours"]) / float(distances["tutorial"])
     assert float(re.search(r"ours / tutorial: ([\d.]+)", out)[1]) == pytest.approx(ratio, rel=1e-2)
     assert float(distances["real"]) > 0 and (tmp_path / "samples.png").exists()
+
+
+def test_dcgan_of_a_folder_without_a_run(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program("dcgan").main([f"--workdir={tmp_path}", f"--features={tmp_path}"])
+    assert ended.value.code == 78
+    assert capsys.readouterr().err.startswith(f"lockstep: workdir {tmp_path} holds no run (")
