@@ -9,22 +9,31 @@ from typing import Any
 import numpy as np
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class NGrams:
-    """What counting reaches: see `ngram_baseline`.
+    """What counting reaches: see `ngram_baseline`. As a string it says of how much text, once that was not all.
 
     Attributes:
       order: n at most.
+      most: tokens of the training that are counted, its last, which are next to what is held out; and held-out tokens that are
+        predicted, the first. 10 million need about 1 GB of memory.
 
     Raises:
-      ValueError: if it is below 1.
+      ValueError: if either is out of range.
     """
 
     order: int = 5
+    most: int = 10_000_000
+    _cut: str = dataclasses.field(default="", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.order < 1:
             raise ValueError(f"NGrams.order is {self.order}: it must be at least 1")
+        if self.most < 2:
+            raise ValueError(f"NGrams.most is {self.most}: it must be at least 2")
+
+    def __str__(self) -> str:
+        return f"NGrams(order={self.order}){self._cut}"
 
     def __call__(self, source: Any, validation: Any) -> dict[str, float]:
         """The "loss" in nats a token of a held-out text, its "perplexity", and as of `LanguageModel.summary` "nats_per_character"
@@ -40,11 +49,14 @@ class NGrams:
         if not hasattr(source, "tokens") or not hasattr(validation, "tokens"):
             raise ValueError("NGrams counts tokens, which these data have not: leave it out")
         vocabulary = source.element_spec["tokens"].cardinality
-        nats = ngram_baseline(source.tokens, validation.tokens, vocabulary, self.order)
+        train, held_out = source.tokens[-self.most :], validation.tokens[: self.most]
+        of = f" of the last {self.most:,} tokens" if len(train) < len(source.tokens) else ""
+        on = f" on the first {self.most:,}" if len(held_out) < len(validation.tokens) else ""
+        self._cut = of + on
+        nats = ngram_baseline(train, held_out, vocabulary, self.order)
         metrics = {"loss": nats, "perplexity": float(np.exp(nats))}
         if validation.characters is not None:
-            targets = validation.tokens[1:]
-            characters = validation.characters[targets].mean(dtype=np.float64)
+            characters = validation.characters[held_out[1:]].mean(dtype=np.float64)
             metrics["nats_per_character"] = nats / float(characters)
             metrics["bits_per_character"] = metrics["nats_per_character"] / math.log(2)
         return metrics

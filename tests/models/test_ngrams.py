@@ -124,3 +124,25 @@ def test_the_baseline_of_an_experiment():
         NGrams()(train, object())
     with pytest.raises(ValueError, match="order is 0"):
         NGrams(order=0)
+    with pytest.raises(ValueError, match="most is 1: it must be at least 2"):
+        NGrams(most=1)
+
+
+def test_of_long_texts_the_tokens_beside_the_cut_count():
+    """The last of the training and the first held-out ones, and it says so; what is not cut stays as it is."""
+    train, held_out = RANDOM.integers(0, 3, 900), RANDOM.integers(0, 3, 500)
+    characters = np.array([1, 3, 7], np.int32)
+    source, validation = Text(*train), Text(*held_out, characters=characters)
+    for most, cut in (
+        (900, ""),
+        (899, " of the last 899 tokens"),
+        (400, " of the last 400 tokens on the first 400"),
+    ):
+        baseline = NGrams(order=3, most=most)
+        assert str(baseline) == "NGrams(order=3)"
+        found = baseline(source, validation)
+        nats = ngram_baseline(train[-most:], held_out[:most], 3, 3)
+        assert found["loss"] == nats
+        per_character = nats / characters[held_out[1:most]].mean()
+        assert found["nats_per_character"] == pytest.approx(per_character, rel=1e-12)
+        assert str(baseline) == "NGrams(order=3)" + cut
