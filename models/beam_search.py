@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from models.sliding_context import SlidingContext
-from models.token_network import TokenNetwork
+from models.token_network import TokenNetwork, read
 
 
 def search(
@@ -37,8 +37,7 @@ def search(
       int32 `[beams, length]`, all different, the highest first.
     """
     lowest = tf.constant(float("-inf"), dtype)
-    state = network.start(beams, len(prompt) + length)
-    logits, state = network(tf.constant([list(prompt)] * beams, tf.int32), state)
+    logits, state = read(network, prompt, beams, length)
 
     def more(
         t: tf.Tensor,
@@ -76,7 +75,7 @@ def search(
     *_, tokens, _ = tf.while_loop(
         lambda t, *_: t < length,
         more,
-        (0, logits[:, -1], log_p, lengths, ended, tokens, state),
+        (0, logits, log_p, lengths, ended, tokens, state),
         maximum_iterations=length,
     )
     return tokens

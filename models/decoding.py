@@ -11,7 +11,7 @@ from models.beam_search import search
 from models.categorical import draw, penalise
 from models.objective import Noise, State
 from models.sliding_context import SlidingContext
-from models.token_network import TokenNetwork
+from models.token_network import TokenNetwork, read
 
 OF_DRAWS = {"temperature": 1.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
 """What makes draws other than the network's distribution, with the values that leave it."""
@@ -25,7 +25,8 @@ class Decoding:
 
     Attributes:
       prompt: tokens that samples go on from, of which they do not contain any.
-      length: tokens of a sample. Those beyond the context of a network are drawn from the last ones: see `SlidingContext`.
+      length: tokens of a sample. One that is drawn begins with what it would be if it were shorter. Those beyond the context of a
+        network are drawn from the last ones: see `SlidingContext`.
       temperature: below 1 the likely tokens become likelier.
       top_k: if given, samples are drawn from the k likeliest tokens.
       top_p: if given, from the fewest likeliest tokens that have together at least this probability (Holtzman et al. 2020).
@@ -109,15 +110,11 @@ class Decoding:
     def begin(self, network: TokenNetwork, noise: Noise) -> State:
         """After the prompt: what `go_on` needs to draw the first token."""
         reader = self._reader(network)
-        prompt = tf.tile(tf.constant([self.prompt], tf.int32), [noise.rows, 1])
-        of_network = reader.start(noise.rows, len(self.prompt) + self.length)
-        if len(self.prompt) > 1:
-            # Logits of all rows, places and tokens may not fit: what is not used is not computed.
-            _, of_network = reader(prompt[:, :-1], of_network)
-        logits, of_network = reader(prompt[:, -1:], of_network)
-        state = {"place": tf.constant(0), "logits": logits[:, -1], "network": of_network}
+        logits, of_network = read(reader, self.prompt, noise.rows, self.length)
+        state = {"place": tf.constant(0), "logits": logits, "network": of_network}
         if self.repetition_penalty != 1:
-            state["seen"] = tf.reduce_any(tf.one_hot(prompt, logits.shape[2], True, False), 1)
+            seen = tf.reduce_any(tf.one_hot([self.prompt], logits.shape[1], True, False), 1)
+            state["seen"] = tf.broadcast_to(seen, logits.shape)
         if self.end is not None:
             state["ended"] = tf.zeros([noise.rows], tf.bool)
         return state
@@ -137,11 +134,15 @@ class Decoding:
           int32 `[noise.rows, count]`, and the state after them.
         """
         reader = self._reader(network)
-        uniform = tf.transpose(noise("token").uniform([self.length]))
+        token = noise("token")
+        # By place, since row i of one draw of all would depend on the length; by a function, since one that runs eagerly would
+        # draw from one stream several times.
+        uniform_at = tf.function(lambda place: token.numbered(place).uniform(), autograph=False)
         stop = tf.minimum(state["place"] + count, self.length)
 
         def more(i: tf.Tensor, state: State, tokens: tf.TensorArray) -> tuple:
-            drawn = self._next(state, tf.cast(state["logits"], noise.dtype), uniform)
+            logits, uniform = tf.cast(state["logits"], noise.dtype), uniform_at(state["place"])
+            drawn = self._next(state, logits, uniform)
             logits, of_network = reader(drawn[:, tf.newaxis], state["network"])
             after = {"place": state["place"] + 1, "logits": logits[:, 0], "network": of_network}
             if "seen" in state:
@@ -167,11 +168,10 @@ class Decoding:
         return network if fits else SlidingContext(network)
 
     def _next(self, state: State, logits: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
-        """The next token of each row, int32 `[rows]`; uniform numbers are `[length, rows]`."""
+        """The next token of each row, int32 `[rows]`, by uniform numbers `[rows]`."""
         if "seen" in state:
             logits = penalise(logits, state["seen"], self.repetition_penalty)
-        place = uniform[state["place"]]
-        drawn = draw(logits, place, self.temperature, self.top_k, self.top_p)
+        drawn = draw(logits, uniform, self.temperature, self.top_k, self.top_p)
         if "ended" in state:
             drawn = tf.where(state["ended"], self.end, drawn)
         return drawn

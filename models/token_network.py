@@ -54,3 +54,32 @@ class TokenNetwork(Protocol):
 
 TokenNetworkFactory = Callable[..., Any]
 """`factory(vocabulary, noise=…, name=…)` makes a `TokenNetwork`."""
+
+
+def read(
+    network: Any, prompt: Sequence[int], rows: int, length: int
+) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """What a network makes of a prompt, for texts that all go on from it.
+
+    It is read once, whatever the rows, and only after its last token are there logits: those of all rows, places and tokens may
+    not fit.
+
+    Args:
+      network: a `TokenNetwork`, or what is called as one with a state.
+      prompt: one or more tokens.
+      rows: how many texts.
+      length: tokens of each after the prompt.
+
+    Returns:
+      Logits of the next token `[rows, vocabulary]`, and the state after the prompt.
+    """
+    *before, last = prompt
+    state = network.start(1, len(prompt) + length)
+    if before:
+        _, state = network(tf.constant([before], tf.int32), state)
+    logits, state = network(tf.constant([[last]], tf.int32), state)
+
+    def of_all(x: tf.Tensor) -> tf.Tensor:
+        return tf.broadcast_to(x, [rows, *x.shape[1:]]) if x.shape.rank else x
+
+    return of_all(logits[:, -1]), {name: of_all(x) for name, x in state.items()}

@@ -88,6 +88,54 @@ def test_texts_are_the_same_in_parts(how, count):
     assert not tokens[:, 9:].any()
 
 
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("how", EACH)
+def test_a_longer_text_begins_with_the_shorter_one(how, jit):
+    """All at once, and in parts that end elsewhere."""
+    long = drawn(rows=4, length=40, jit=jit, **how)
+    for length in (1, 9, 33):
+        np.testing.assert_array_equal(
+            drawn(rows=4, length=length, jit=jit, **how), long[:, :length]
+        )
+    decoding = Decoding(prompt=PROMPT, length=21, **how)
+    go_on = tf.function(
+        lambda state: decoding.go_on(Hashed(), noise(4), state, 16), jit_compile=jit
+    )
+    state, parts = decoding.begin(Hashed(), noise(4)), []
+    for _ in range(2):
+        part, state = go_on(state)
+        parts.append(part)
+    np.testing.assert_array_equal(np.concatenate(parts, 1)[:, :21], long[:, :21])
+
+
+def test_places_and_rows_draw_independently():
+    """Of a network whose tokens are uniform whatever was before: of 5 tokens no pair of places or rows agrees too often."""
+    decoding = Decoding(prompt=PROMPT, length=60)
+
+    class Uniform(Hashed):
+        def __call__(self, tokens, state=None, **_):
+            return tf.zeros([*tokens.shape, VOCABULARY], tf.float64), state
+
+    texts = tf.function(lambda: decoding(Uniform(), noise(1000)))().numpy()
+    agree = np.array([[np.mean(a == b) for b in texts.T] for a in texts.T])
+    assert np.abs(agree - np.eye(60) * 0.8 - 0.2).max() < 5 * np.sqrt(0.2 * 0.8 / 1000)
+    assert np.abs((texts[1:] == texts[:-1]).mean(1) - 0.2).max() < 5 * np.sqrt(0.2 * 0.8 / 60)
+
+
+def test_a_prompt_is_read_once_for_all_rows():
+    """And only after its last token there are logits for the draws."""
+    read = []
+
+    class Watched(Hashed):
+        def __call__(self, tokens, state=None, **how):
+            read.append(tokens.shape.as_list())
+            return super().__call__(tokens, state, **how)
+
+    tf.function(lambda: Decoding(prompt=(2, 0, 1), length=3)(Watched(), noise(6)))()
+    tf.function(lambda: search(Watched(), (2, 0, 1), length=3, beams=4, dtype=tf.float64))()
+    assert read == [[1, 2], [1, 1], [6, 1], [1, 2], [1, 1], [4, 1]]
+
+
 def test_what_leaves_the_distribution_leaves_the_bits():
     np.testing.assert_array_equal(drawn(**OF_DRAWS, rows=50), drawn(rows=50))
     np.testing.assert_array_equal(drawn(top_p=1.0, rows=50), drawn(rows=50))
