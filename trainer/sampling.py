@@ -120,14 +120,14 @@ class Sampling:
         return tokens
 
     def _decode(self, samples: np.ndarray, prompt: Sequence[int]) -> Any:
-        """What a person reads: texts with their prompt, and without what fills them up."""
+        """What a person reads: texts with their prompt, and without their end and what fills them up."""
         source, end = self._batches.source, getattr(self._objective, "end", None)
         if not prompt and end is None:
             return source.decode(samples)
         texts = []
         for row in samples:
             ends = np.flatnonzero(row == end)
-            whole = np.append(np.array(prompt, row.dtype), row[: ends[0] + 1] if len(ends) else row)
+            whole = np.append(np.array(prompt, row.dtype), row[: ends[0]] if len(ends) else row)
             texts += source.decode(whole[np.newaxis])
         return texts
 

@@ -153,13 +153,23 @@ def test_a_text_that_grows_is_the_first_sample(how, prompt):
         assert other.startswith(one)
 
 
-def test_a_text_ends_with_its_end():
-    """Which is drawn sooner or later."""
+@pytest.mark.parametrize("xla", ["on", "off"])
+def test_longer_texts_begin_with_the_shorter_ones(xla):
+    """Rows 0 to 3, as grown text too."""
+    hardware = dataclasses.replace(ONE, xla=xla)
+    short, long = (writer(hardware, length=length) for length in (20, 45))
+    texts = long.sample(4, prompt="bad")
+    assert short.sample(4, prompt="bad") == [text[:23] for text in texts]
+    assert list(short.stream(seed=5, prompt="bad"))[-1] == texts[0][:23]
+    assert len(set(texts)) == 4
+
+
+def test_a_text_ends_before_its_end():
+    """Which is drawn sooner or later, and not shown."""
     whole, ended = writer(length=60).sample(9, prompt="a\nb"), writer(length=60, end=0)
     texts = ended.sample(9, prompt="a\nb")
     for text, longer in zip(texts, whole, strict=True):
-        drawn, _, rest = longer[3:].partition("\n")
-        assert text == longer[:3] + drawn + ("\n" if rest or longer[-1] == "\n" else "")
+        assert text == longer[:3] + longer[3:].partition("\n")[0]
     assert len({len(text) for text in texts}) > 3
 
 
