@@ -32,8 +32,11 @@ class LSTM(keras.layers.Layer):
       units: length of h and c.
       noise: for the initial weights.
       name: of the layer.
-      initial_range: W and U start uniform in ± it; None for 1/√units.
-      forget_bias: with which the forget gate's bias starts (Jozefowicz et al. 2015); the others start at 0.
+      initial_range: all weights start uniform in ± it; None for W and U in ±1/√units and no bias.
+      forget_bias: with which the forget gate's bias starts besides (Jozefowicz et al. 2015).
+
+    Raises:
+      ValueError: if a number is out of range.
     """
 
     def __init__(
@@ -48,14 +51,16 @@ class LSTM(keras.layers.Layer):
         super().__init__(name=name, autocast=False)
         if units < 1:
             raise ValueError(f"the width of {name} is {units}: it must be at least 1")
+        if initial_range is not None and not initial_range > 0:
+            raise ValueError(f"initial_range is {initial_range}: it must be above 0, or None")
         self.units = units
-        self.initial_range = initial_range or units**-0.5
+        self.initial_range = initial_range
         self.forget_bias = forget_bias
         self.noise = noise
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Makes the weights for inputs `[…, inputs]`."""
-        limit = self.initial_range
+        limit = self.initial_range or self.units**-0.5
         self.kernel = self.add_weight(
             name="kernel",
             shape=(input_shape[-1], 4 * self.units),
@@ -99,8 +104,11 @@ class LSTM(keras.layers.Layer):
         return (*input_shape[:-1], self.units), (state, state)
 
     def _initial_bias(self, shape: Sequence[int], dtype: str | None = None) -> tf.Tensor:
-        zero = tf.zeros([self.units], dtype)
-        return tf.concat([zero, zero + self.forget_bias, zero, zero], 0)
+        initial = tf.zeros(shape, dtype)
+        if self.initial_range:
+            initial = Uniform(self.noise("bias"), self.initial_range)(shape, dtype)
+        is_forget = tf.one_hot(1, 4, dtype=initial.dtype)
+        return initial + self.forget_bias * tf.repeat(is_forget, self.units)
 
 
 def _recurrence(

@@ -33,9 +33,9 @@ class LSTMNetwork(keras.layers.Layer):
       recurrent_dropout: rate on h within each layer, with one mask for all times of a window.
       zoneout_h: rate at which units keep h of the time before (Krueger et al. 2017), on a slower path: see `zoneout.Zoneout`.
       zoneout_c: the same of their cells.
-      initial_range: all matrices start uniform in ± it; None for ±1/√units of LSTM layers and logits, and normal vectors
-        of variance 1, if tied 1 / embedding.
-      forget_bias: of the LSTM layers at the start.
+      initial_range: all weights start uniform in ± it (Zaremba et al. 2014); None for ±1/√units of the matrices of LSTM layers
+        and logits, no biases, and normal vectors of variance 1, if tied 1 / embedding.
+      forget_bias: of the LSTM layers at the start, besides.
       tied: whether the logits' weights are the embedding's (Press & Wolf 2017); the last width is then `embedding`.
 
     Raises:
@@ -108,7 +108,13 @@ class LSTMNetwork(keras.layers.Layer):
                 shape=(width, self.vocabulary),
                 initializer=Uniform(self.noise("kernel"), self.initial_range or width**-0.5),
             )
-        self.bias = self.add_weight(name="bias", shape=(self.vocabulary,), initializer="zeros")
+        self.bias = self.add_weight(
+            name="bias",
+            shape=(self.vocabulary,),
+            initializer=Uniform(self.noise("bias"), self.initial_range)
+            if self.initial_range
+            else "zeros",
+        )
 
     def start(self, rows: int, length: int) -> dict[str, tf.Tensor]:
         """Zeros; of any `length`."""

@@ -115,15 +115,19 @@ def test_recurrent_dropout_draws_once_a_layer_and_not_in_evaluation():
 
 
 def test_initial_weights():
-    """Zaremba et al. (2014): all matrices uniform in a range, the forget gate's bias as given."""
+    """Zaremba et al. (2014): all weights uniform in a range; the forget gate's bias as given besides."""
     network = build(initial_range=0.1, forget_bias=0.0).network
-    matrices = [v.numpy() for v in network.trainable_variables if len(v.shape) == 2]
-    assert len(matrices) == 6
-    for matrix in matrices:
-        assert 0.07 < np.abs(matrix).max() < 0.1 and abs(matrix.mean()) < 0.03
-    for layer in network.layers:
-        np.testing.assert_array_equal(layer.bias, np.zeros_like(layer.bias))
-    np.testing.assert_array_equal(build().network.layers[0].bias[6:12], np.ones(6))
+    weights = [v.numpy() for v in network.trainable_variables]
+    assert len(weights) == 9
+    for weight in weights:
+        assert 0.07 < np.abs(weight).max() < 0.1 and abs(weight.mean()) < 0.06
+    bias, shifted = (
+        build(initial_range=0.1, forget_bias=n).network.layers[0].bias.numpy() for n in (0, 2)
+    )
+    np.testing.assert_allclose(shifted, bias + np.repeat([0, 2, 0, 0], 6), rtol=1e-12)
+    network = build().network
+    np.testing.assert_array_equal(network.layers[0].bias, np.repeat([0, 1, 0, 0], 6))
+    np.testing.assert_array_equal(network.bias, np.zeros(VOCABULARY))
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -418,6 +422,8 @@ def test_samples_in_other_precisions(policy, how):
         ({"widths": []}, "at least one layer"),
         ({"widths": [3, 0]}, "each at least 1 wide"),
         ({"tied": True, "widths": [5, 6]}, "the last of widths, 6"),
+        ({"initial_range": 0.0}, "initial_range is 0.0: it must be above 0, or None"),
+        ({"initial_range": -0.1}, "initial_range is -0.1"),
         ({"prompt": ()}, "prompt is"),
         ({"prompt": (7,)}, "tokens go from 0 to 6"),
         ({"top_k": 0}, "top_k is 0"),
