@@ -45,6 +45,7 @@ def registry() -> config.Registry:
     from models.bounds import ELBO, IWAE
     from models.classifier import Classifier
     from models.decoding import Decoding
+    from models.epoch_decay import EpochDecay
     from models.gan import GAN
     from models.gpt2 import gpt2
     from models.grid_networks import ResidualDecoder, ResidualEncoder
@@ -95,7 +96,7 @@ def registry() -> config.Registry:
         TextWindows,
         TFRecords,
     )
-    plains = (Experiment, LossSpike, Optimizer, ELBO, IWAE, Decoding, NGrams)
+    plains = (Experiment, LossSpike, Optimizer, EpochDecay, ELBO, IWAE, Decoding, NGrams)
     pretrained = (HuggingFaceFolder, KerasHubPreset, LoRA)
     for plain in (*plains, *pretrained, *sources, *transforms):
         names.register(plain)

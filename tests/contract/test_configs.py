@@ -87,7 +87,8 @@ def _data(bound: set[str], folder: pathlib.Path) -> list[str]:
     if "text_files.path" not in bound:
         return []
     _write_texts(folder)
-    macros = {"DATA": "all", "TRAIN": "train", "VALID": "valid", "TEST": "test"}
+    several = "VALID" in bound
+    macros = {"DATA": "train" if several else "all", "VALID": "valid", "TEST": "test"}
     texts = [f'--gin_param={m}="{folder}/{file}.txt"' for m, file in macros.items() if m in bound]
     return texts + model
 
@@ -121,21 +122,29 @@ def test_a_shipped_config_takes_two_steps(name, tmp_path, capsys):
 
 
 def test_words_are_learnt_as_zaremba_learnt_them(tmp_path):
-    """Rates of 1, for a sum over 20 words, in 4 epochs of 13, then half of that before in each; the clip; the weights."""
+    """20 streams of 20 words; 2 layers of 200 units without dropout; rates of 1, for a sum over 20 words, in 4 epochs of 13, then
+    half of that before in each; the clip; weights, biases too, within ±0.1."""
     bound = {binding.key for binding in config_files.read(["lstm/words_small"]).bindings}
     texts = [text.removeprefix("--gin_param=") for text in _data(bound, tmp_path / "data")]
     names = registry()
     experiment = names.build(names.resolve(config_files.read(["lstm/words_small"], texts)))
     model = experiment.objective(experiment.source.element_spec)
+    assert (experiment.source.streams, experiment.global_batch, model.window) == (20, 20, 20)
+    assert experiment.source.corpus.tokenizer.size <= 10_000
     epoch = math.ceil(
         math.ceil(929_588 / 20) / 20
     )  # Targets of the Penn Treebank, a stream and a window.
     assert experiment.steps == 13 * epoch and model.optimizer.clip_norm == 5 / 20
+    assert experiment.evaluate_every == epoch
     for number in range(13):
         expected = 20 * 0.5 ** max(0, number - 3)
         for step in (number * epoch, (number + 1) * epoch - 1):
             assert float(model.optimizer.learning_rate(tf.constant(step, tf.int64))) == expected
     model.build(Noise(0, "weights", rows=1))
-    matrices = [v.numpy() for v in model.network.trainable_variables if len(v.shape) == 2]
-    assert len(matrices) == 6
-    assert all(0.099 < np.abs(matrix).max() < 0.1 for matrix in matrices)
+    network = model.network
+    assert network.embedding == 200 and [layer.units for layer in network.layers] == [200, 200]
+    assert not network.tied and not network.zoneout and network.recurrent_dropout.rate == 0
+    assert [dropout.rate for dropout in network.dropouts] == [0, 0, 0]
+    weights = [v.numpy() for v in network.trainable_variables]
+    assert len(weights) == 9
+    assert all(0.099 < np.abs(weight).max() < 0.1 for weight in weights)
