@@ -28,10 +28,11 @@ class Row:
     """A row of the table.
 
     Attributes:
-      metrics: what `lockstep evaluate` calls the numbers that are reproduced; the first is that of `reference`.
+      metrics: what `lockstep evaluate` calls the numbers that are reproduced, with the name of the evaluation before; the first is
+        that of `reference`.
       reference: the published number, and whose it is.
       train: flags of the training.
-      evaluate: flags of the evaluation.
+      evaluate: flags of each evaluation by its name.
       judged: by a training of `CLASSIFIER` on the same data.
       config: name of the configuration, that of the row if None.
     """
@@ -39,7 +40,7 @@ class Row:
     metrics: Sequence[str]
     reference: str
     train: Sequence[str] = ()
-    evaluate: Sequence[str] = ()
+    evaluate: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=lambda: {"": ()})
     judged: bool = False
     config: str | None = None
 
@@ -47,13 +48,14 @@ class Row:
 NATS = {
     "metrics": ["negative_log_likelihood"],
     "train": [ONE_THREAD],
-    "evaluate": ["--gin_param=VAE.evaluation_samples=5000"],
+    "evaluate": {"": ["--gin_param=VAE.evaluation_samples=5000"]},
 }
 GAN = {
     "train": [ONE_THREAD, "--microbatch=32"],
-    "evaluate": [ONE_THREAD, "--microbatch=32"],
+    "evaluate": {"": [ONE_THREAD, "--microbatch=32"]},
     "judged": True,
 }
+ONE_STREAM = "--gin_param=validation/TextStreams.streams=1"
 BURDA = "after 3,280 epochs (Burda et al. 2016)"
 TUTORIAL = "151.4 (the DCGAN of TensorFlow's tutorial in 20 minutes on 2 CPU cores)"
 
@@ -77,6 +79,14 @@ ROWS = {
     ),
     "lstm/shakespeare": Row(
         metrics=["loss"], reference="1.432 (a plain PyTorch loop of this size)"
+    ),
+    "lstm/words_small": Row(
+        metrics=["validation/perplexity", "test/perplexity"],
+        reference="120.7 and 114.5 of the Penn Treebank (Zaremba et al. 2014); of another text say its STEPS_PER_EPOCH and STEPS",
+        evaluate={
+            "validation/": [ONE_STREAM],
+            "test/": [ONE_STREAM, '--gin_param=validation/TextStreams.part="test"'],
+        },
     ),
     "transformer/shakespeare": Row(
         metrics=["loss"],
@@ -110,18 +120,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def reproduce(name: str, line: argparse.Namespace) -> None:
     row, folder = ROWS[name], pathlib.Path(line.workdir)
     data = f"--gin_param=DATA={json.dumps(str(pathlib.Path(line.data).absolute()))}"
-    evaluate = list(row.evaluate)
+    features = []
     if row.judged:
         classifier = folder / CLASSIFIER.replace("/", "-")
         lockstep("train", CLASSIFIER, data, workdir=classifier)
-        evaluate.append(f"--features={classifier}")
+        features.append(f"--features={classifier}")
     changes = [f"--gin_param={change}" for change in line.gin_param]
     found = {}
     for seed in line.seeds.split(","):
         run = folder / f"{name.replace('/', '-')}-{seed}"
         seeded = f"--gin_param=Experiment.seed={seed}"
         lockstep("train", row.config or name, data, seeded, *row.train, *changes, workdir=run)
-        results = lockstep("evaluate", *evaluate, workdir=run)
+        results = {
+            part + metric: value
+            for part, flags in row.evaluate.items()
+            for metric, value in lockstep("evaluate", *flags, *features, workdir=run).items()
+        }
         seconds = lockstep("report", workdir=run)["wall_seconds"]
         found[seed] = {metric: results[metric] for metric in row.metrics}
         found[seed]["minutes"] = seconds / 60

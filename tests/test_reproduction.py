@@ -84,6 +84,22 @@ def test_a_gan_is_judged_by_a_classifier_of_the_same_data(reproduce, tmp_path):
     assert found["over seeds"]["samples/frechet_distance"] == {"mean": 11.0, "deviation": None}
 
 
+def test_a_language_model_is_evaluated_on_validation_and_test(reproduce, tmp_path):
+    answers = {
+        "evaluate": [{"loss": 4.8, "perplexity": 121.5}, {"loss": 4.75, "perplexity": 115.5}],
+        "report": [{"wall_seconds": 60}],
+    }
+    arguments = ["lstm/words_small", f"--data={tmp_path}/a.txt", "--seeds=0"]
+    changes = [f'--gin_param=VALID="{tmp_path}/b.txt"', "--gin_param=STEPS=7"]
+    (train, *evaluations, _), found = reproduce([*arguments, *changes], answers)
+    assert train[1:3] == ["lstm/words_small", f'--gin_param=DATA="{tmp_path}/a.txt"']
+    assert set(changes) <= set(train)
+    one, test = (f"--gin_param=validation/TextStreams.{x}" for x in ("streams=1", 'part="test"'))
+    assert [given[1:-1] for given in evaluations] == [[one], [one, test]]
+    perplexities = {"validation/perplexity": 121.5, "test/perplexity": 115.5}
+    assert found["seeds"]["0"] == {**perplexities, "minutes": 1.0}
+
+
 def test_what_fails_ends_it_with_the_launchers_code(reproduce):
     with pytest.raises(SystemExit, match=r"^66$"):
         reproduce(["vae/mnist", "--data=nowhere"], {"train": [66]})
