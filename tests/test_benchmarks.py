@@ -131,21 +131,24 @@ def test_other_ways_compute_our_layer(
         )
         ours, *others = (
             lstm.layers_step(way, settings, "float32", xla=False)()
-            for way in ("lockstep", "block", "unrolled")
+            for way in ("lockstep", "block", "loop", "unrolled")
         )
     assert np.abs(ours).min() > 1e-5
     for other in others:
         np.testing.assert_allclose(other, ours, rtol=1e-4)
     tiny = "--gin_param=STREAMS=4 --gin_param=WINDOW=8 --gin_param=LSTMNetwork.widths=(16,16)"
     command = [*tiny.split(), "--rounds=1", "--steps=1", "--side=64", "--only=lockstep"]
-    lstm.main([*command, "--only=block", "--only=unrolled", "--layer", "--precision=float32"])
+    others = [f"--only={way}" for way in lstm.RECURRENCES]
+    lstm.main([*command, *others, "--layer", "--precision=float32"])
     found = last_line(capsys.readouterr().out)
-    for way in ("block", "unrolled"):
+    for way in ("block", "loop", "unrolled"):
         assert found[f"{way} float32"]["tokens_per_second"] > 0
         assert found[f"lockstep / {way} float32"]["ratio"] > 0
     with pytest.raises(SystemExit, match="2"):
         lstm.main(["--only=block", "--layer"])
     assert "--only=block is a layer in float32: add --layer" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"LSTMNetwork.widths is \(8, 16\): layers of PyTorch's"):
+        lstm.main(["--gin_param=LSTMNetwork.widths=(8,16)"])
 
 
 def test_transformer(

@@ -51,7 +51,11 @@ CONFIGURATION = "lstm/shakespeare"
 WINDOW = "WINDOW=100"
 SIDES = (2048, 4096)
 FRAMEWORKS = ("lockstep", "Keras", "PyTorch")
-RECURRENCES = {"block": recurrences.block, "unrolled": recurrences.unrolled}
+RECURRENCES = {
+    "block": recurrences.block,
+    "loop": recurrences.loop,
+    "unrolled": recurrences.unrolled,
+}
 """Other ways to compute what our layer does, in float32."""
 COLUMNS = ("", "tokens/s, median", "best", "GFLOP/s, best", "of the peak", "processor, µs/token")
 Settings = Mapping
@@ -196,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         choices=(*FRAMEWORKS, *RECURRENCES),
         action="append",
         help="may be repeated; the frameworks if not given. With --layer --precision=float32 also TensorFlow's kernel of a whole "
-        "layer, block, and operations without a loop, unrolled",
+        "layer, block, operations in a loop that XLA does not compile, loop, and without a loop, unrolled",
     )
     parser.add_argument("--xla", action="store_true", help="compile ours and Keras'")
     parser.add_argument("--steps", type=int, default=2, help="steps a round")
@@ -228,6 +232,11 @@ def measure(line: argparse.Namespace, parameters: Sequence[str]) -> None:
         "weight_decay": configuration["AdamW.weight_decay"],
     }
     frameworks = line.only or FRAMEWORKS
+    if "PyTorch" in frameworks and len(set(settings["widths"])) > 1:
+        sys.exit(
+            f"LSTMNetwork.widths is {settings['widths']}: layers of PyTorch's have one width, give equal ones, or leave it out by "
+            "--only=lockstep --only=Keras"
+        )
     torch = pytorch.start("pytorch_lstm.py", **settings) if "PyTorch" in frameworks else None
     precisions = [line.precision] if line.precision else ["float32", "bfloat16"]
     contestants: dict[str, Callable[[], Cost]] = {}

@@ -41,10 +41,30 @@ def unrolled(
 ) -> tf.Tensor:
     """Operations of each time, one after the other, without a loop; one product of all inputs before."""
     zero = tf.zeros([x.shape[0], recurrent_kernel.shape[0]], x.dtype)
-    h, c, outputs = zero, zero, []
+    state, outputs = (zero, zero), []
     for share in tf.unstack(tf.matmul(x, kernel) + bias, axis=1):
-        i, f, g, o = tf.split(share + tf.matmul(h, recurrent_kernel), 4, 1)
-        c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(g)
-        h = tf.sigmoid(o) * tf.tanh(c)
-        outputs.append(h)
+        state = _next(state, share, recurrent_kernel)
+        outputs.append(state[0])
     return tf.stack(outputs, 1)
+
+
+def loop(
+    x: tf.Tensor, kernel: tf.Tensor, recurrent_kernel: tf.Tensor, bias: tf.Tensor
+) -> tf.Tensor:
+    """A loop of TensorFlow's over the times, with TensorFlow's gradient; one product of all inputs before."""
+    zero = tf.zeros([x.shape[0], recurrent_kernel.shape[0]], x.dtype)
+    shares = tf.transpose(tf.matmul(x, kernel) + bias, [1, 0, 2])
+    outputs, _ = tf.scan(
+        lambda state, share: _next(state, share, recurrent_kernel), shares, (zero, zero)
+    )
+    return tf.transpose(outputs, [1, 0, 2])
+
+
+def _next(
+    state: tuple[tf.Tensor, tf.Tensor], share: tf.Tensor, recurrent_kernel: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """h and c `[b, units]` after those before, with the inputs' share of the gates `[b, 4 units]`."""
+    h, c = state
+    i, f, g, o = tf.split(share + tf.matmul(h, recurrent_kernel), 4, 1)
+    c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(g)
+    return tf.sigmoid(o) * tf.tanh(c), c
