@@ -16,6 +16,7 @@ from models.decoding import Decoding
 from models.gpt2 import gpt2
 from models.language_model import LanguageModel
 from models.lora import PROJECTIONS, LoRA
+from tests.models import gpt2_reference
 from tests.models import objective_checks as checks
 from tests.models.tiny_gpt2 import END, TinyGPT2, logits
 
@@ -120,18 +121,42 @@ def test_other_ways_to_save(dtype, limit, tmp_path):
     assert 0 < error < limit * np.abs(expected(weights)).max()
 
 
-def test_it_is_hugging_faces_own(tmp_path):
-    """Logits to 1e-4, and the likeliest text, of a model that `transformers` made and saved; its tokenizer too."""
+def check_answers(folder, said):
+    """Logits to 1e-4, and the likeliest text."""
+    vocabulary, start = said["logits"].shape[2], tuple(said["tokens"][0, : gpt2_reference.START])
+    decoding = Decoding(length=len(said["likeliest"]), top_k=1, prompt=start)
+    read = HuggingFaceFolder(str(folder))
+    model = build(read, "float32", vocabulary=vocabulary, decoding=decoding)
+    logits = model.network(said["tokens"])[0].numpy()
+    error = np.abs(logits - said["logits"]).max()
+    print(f"largest difference of logits {error:.1e}, of {said['logits'].std():.2f}")
+    assert error < 1e-4
+    samples = tf.function(lambda: model.sample(Noise(0, "sample", rows=1)))()
+    assert samples[0].numpy().tolist() == said["likeliest"].tolist()
+    assert len(set(said["likeliest"].tolist())) > 5
+
+
+def test_it_is_hugging_faces_own():
+    """As `transformers` recorded it when it made and saved the model."""
+    said = safetensors.numpy.load_file(gpt2_reference.ANSWERS)
+    assert said["logits"].shape == (4, 12, 96) and said["likeliest"].shape == (29,)
+    check_answers(gpt2_reference.FOLDER, said)
+
+
+def test_hugging_face_says_the_same_today(tmp_path):
+    """What is recorded, and of a larger model, whose tokenizer too is saved."""
     why = "transformers and torch are not installed: pip install -e '.[reference]'"
-    torch = pytest.importorskip("torch", reason=why)
+    pytest.importorskip("torch", reason=why)
     transformers = pytest.importorskip("transformers", reason=why)
-    torch.manual_seed(0)
+    recorded = safetensors.numpy.load_file(gpt2_reference.ANSWERS)
+    saved = transformers.GPT2LMHeadModel.from_pretrained(gpt2_reference.FOLDER)
+    made = gpt2_reference.model(**gpt2_reference.SIZES)
+    for theirs in (saved, made):
+        said = gpt2_reference.answers(theirs, recorded["tokens"])
+        np.testing.assert_allclose(said["logits"], recorded["logits"], rtol=0, atol=1e-4)
+        np.testing.assert_array_equal(said["likeliest"], recorded["likeliest"])
     sizes = {"vocab_size": 300, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
-    config = transformers.GPT2Config(**sizes, bos_token_id=None, eos_token_id=None)
-    theirs = transformers.GPT2LMHeadModel(config).eval()
-    with torch.no_grad():
-        for weight in theirs.parameters():  # As trained: biases and factors of norms too.
-            weight += 0.2 * torch.randn(weight.shape)
+    theirs = gpt2_reference.model(**sizes)
     theirs.save_pretrained(tmp_path / "model")
     TinyGPT2().save(tmp_path / "tiny")
     tokenizer = transformers.GPT2Tokenizer.from_pretrained(tmp_path / "tiny")
@@ -140,21 +165,7 @@ def test_it_is_hugging_faces_own(tmp_path):
     for folder in ("tiny", "model"):
         ours = load_tokenizer(str(tmp_path / folder))
         assert ours.encode(text).tolist() == tokenizer(text)["input_ids"]
-    with torch.no_grad():
-        logits = theirs(torch.tensor(TOKENS, dtype=torch.int64)).logits.numpy()
-        start = torch.tensor([[END, 3, 7]])
-        seen = torch.ones_like(start)
-        going_on = theirs.generate(start, attention_mask=seen, max_new_tokens=50, do_sample=False)
-    likeliest = going_on[0, 3:].tolist()
-    assert len(set(likeliest)) > 5
-    decoding = Decoding(length=50, top_k=1, prompt=(END, 3, 7))
-    read = HuggingFaceFolder(str(tmp_path / "model"))
-    model = build(read, "float32", vocabulary=300, decoding=decoding)
-    found = model.network(TOKENS)[0].numpy()
-    print(f"largest difference of logits {np.abs(found - logits).max():.1e}, of {logits.std():.2f}")
-    np.testing.assert_allclose(found, logits, rtol=0, atol=1e-4)
-    samples = tf.function(lambda: model.sample(Noise(0, "sample", rows=1)))()
-    assert samples[0].numpy().tolist() == likeliest
+    check_answers(tmp_path / "model", gpt2_reference.answers(theirs, TOKENS))
 
 
 # ---------------------------------------------------------------------- adaptation
