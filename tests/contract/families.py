@@ -226,6 +226,12 @@ def gpt2_lora(weights: int = 0, **fields: object) -> Experiment:
     return pretrained_text(network, **fields)
 
 
+def gpt2_full(**fields: object) -> Experiment:
+    """A pretrained GPT-2 of one block, of which all weights are learnt, with dropout everywhere."""
+    network = functools.partial(gpt2, weights=TinyGPT2(n_layer=1), dropout=0.2)
+    return pretrained_text(network, **fields)
+
+
 def pretrained_text(network: Callable, **fields: object) -> Experiment:
     """A pretrained network of at least 120 tokens, trained further on windows in shuffled order."""
     objective = functools.partial(
@@ -250,6 +256,7 @@ OTHERS = {
     "vq_vae": vq_vae,
     "transformer": transformer,
     "gpt2_lora": gpt2_lora,
+    "gpt2_full": gpt2_full,
 }
 
 

@@ -93,6 +93,7 @@ RANDOM_KILLS = {
     "lstm": (ONE, 1, 600),
     "transformer": (ONE, 1, 100),
     "gpt2_lora": (ONE, 1, 100),
+    "gpt2_full": (ONE, 0, 50),
     "class_gan": (ONE, 0, 50),
     "vq_vae": (ONE, 1, 50),
     "iwae": (ONE, 0, 50),

@@ -13,6 +13,7 @@ from tests.contract.families import (
     class_gan,
     dcgan,
     fingerprint,
+    gpt2_full,
     gpt2_lora,
     iwae,
     transformer,
@@ -128,7 +129,7 @@ def test_a_codebook_is_the_same(tmp_path):
     assert abs(one.weights["codebook/sums"] - one.initial["codebook/sums"]).max() > 0.01
 
 
-@pytest.mark.parametrize("make", [transformer, gpt2_lora])
+@pytest.mark.parametrize("make", [transformer, gpt2_lora, gpt2_full])
 def test_a_transformer_is_the_same(make, tmp_path):
     """With dropout in attention and of adaptations, and in samples, which go through its cache."""
     one = train(make(steps=20, samples=4), ONE, tmp_path / "one")
