@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from models import pretrained_tokens
 from models.lora import WEIGHTS, LoRA
 from models.objective import Noise
 from models.transformer_network import TransformerNetwork
@@ -88,11 +89,7 @@ def gpt2(
     config = weights.config
     _check(config, weights.place)
     size = config["vocab_size"]
-    if vocabulary > size:
-        raise ValueError(
-            f"the data has {vocabulary:,} tokens, and the model in {weights.place} {size:,}: encode the text by its own "
-            "tokenizer"
-        )
+    notes = pretrained_tokens.check(vocabulary, size, weights.place)
     network = TransformerNetwork(
         vocabulary,
         noise=noise,
@@ -108,6 +105,7 @@ def gpt2(
         lora=lora,
     )
     network.pretrained = True
+    network.notes = notes
     _load(network, weights, size)
     return network
 

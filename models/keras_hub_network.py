@@ -9,6 +9,7 @@ from typing import Protocol
 import keras
 import tensorflow as tf
 
+from models import pretrained_tokens
 from models.initializers import Uniform
 from models.objective import Noise
 
@@ -60,20 +61,15 @@ class KerasHubNetwork(keras.layers.Layer):
         super().__init__(name=name)
         self.model, rate = preset.load()
         backbone = self.model.backbone
-        if vocabulary > backbone.vocabulary_size:
-            raise ValueError(
-                f"the data has {vocabulary:,} tokens, and the model in {preset.place} {backbone.vocabulary_size:,}: encode the "
-                "text by its own tokenizer"
-            )
+        self.notes = pretrained_tokens.check(vocabulary, backbone.vocabulary_size, preset.place)
         self.vocabulary = vocabulary
         self.context = getattr(backbone, "max_sequence_length", None)
         self.carry: Mapping[str, Sequence[int]] = {}
         self.pretrained = True
-        self.notes = (
-            [f"the dropout of {preset.place}, up to {rate}, is off: it is not the same on replicas"]
-            if rate
-            else []
-        )
+        if rate:
+            self.notes.append(
+                f"the dropout of {preset.place}, up to {rate}, is off: it is not the same on replicas"
+            )
         if lora_rank is not None:
             self._adapt(lora_rank, lora_alpha, lora_layers, noise)
         self.built = True

@@ -97,6 +97,7 @@ class TransformerNetwork(keras.layers.Layer):
         self.noise = noise
         self.lora = lora
         self.pretrained = False
+        self.notes: Sequence[str] = ()
         self.carry: Mapping[str, Sequence[int]] = {}
         self.dropout = Dropout(dropout, "dropout")
         self.blocks = [

@@ -9,6 +9,7 @@ import safetensors.numpy
 import tensorflow as tf
 
 from input_pipeline.batches import DataError, Feature
+from input_pipeline.corpus import pydoc_topics
 from input_pipeline.hugging_face import HuggingFaceFolder
 from input_pipeline.noise import Noise
 from input_pipeline.text_files import load_tokenizer
@@ -16,9 +17,12 @@ from models.decoding import Decoding
 from models.gpt2 import gpt2
 from models.language_model import LanguageModel
 from models.lora import PROJECTIONS, LoRA
+from tests.contract.families import pretrained_text
+from tests.contract.runs import ONE
 from tests.models import gpt2_reference
 from tests.models import objective_checks as checks
 from tests.models.tiny_gpt2 import END, TinyGPT2, logits
+from trainer.trainer import Trainer
 
 WINDOW, ROWS = 9, 6
 DECODING = Decoding(length=5)
@@ -272,6 +276,24 @@ def test_weights_that_do_not_fit():
     assert "have a tensor h.2.ln_1.bias, which is no part of the GPT-2" in said
     said = message(lambda tensors: None, vocabulary=265)
     assert "the data has 265 tokens, and the model in memory 264: encode" in said
+
+
+def test_characters_in_place_of_the_models_tokens_are_noted(tmp_path):
+    """At the start, in a line; a model whose embedding is rounded up, to less than twice its tokens, has no such line."""
+    said = []
+    network = functools.partial(gpt2, weights=TinyGPT2(n_layer=1))
+    fields = {"steps": 1, "evaluate_every": 0, "best_metric": None}
+    Trainer(pretrained_text(network, **fields), ONE, tmp_path, note=said.append).train()
+    characters = pydoc_topics().tokenizer.size
+    line = (
+        f"the data has {characters} tokens, and the model in memory 264: it knows them only if text_files.tokens names its own "
+        "tokenizer"
+    )
+    assert line in said and characters < 132
+    assert list(build(TinyGPT2(), vocabulary=131).network.notes) == [
+        line.replace(str(characters), "131")
+    ]
+    assert not build(TinyGPT2(), vocabulary=132).notes
 
 
 @pytest.mark.parametrize(
