@@ -29,6 +29,12 @@ LEARNT = ("words", "subwords", "sentencepiece")
 """Tokens of which `vocabulary` says how many."""
 DIVISIBLE = ("characters", "bytes")
 """Tokens of which texts are cut anywhere."""
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocabulary.spm")
+"""Files of one tokenizer in a folder, the first that is there."""
+ASSETS = "assets/tokenizer"
+"""Where keras-hub keeps them in the folder of a preset."""
+GPT2_OF_HUB = '"GPT2Tokenizer"'
+"""What its tokenizer.json contains if the tokenizer is GPT-2's."""
 NAMED = 20
 """Characters that an error names at most."""
 
@@ -164,18 +170,21 @@ def _make_tokenizer(
 
 def load_tokenizer(path: str) -> Tokenizer:
     """The tokenizer of a tokenizer.json, of a SentencePiece .model, or of a model's folder: of its tokenizer.json, else
-    tokenizer.model, else GPT-2's vocab.json and merges.txt.
+    tokenizer.model, else GPT-2's vocab.json and merges.txt. In the folder of a keras-hub preset, where a tokenizer.json is of
+    another form, that of SentencePiece or of GPT-2 in assets/tokenizer.
 
     Raises:
       DataError: if it cannot be read, is none, or the library for it is not installed.
     """
     file = pathlib.Path(os.path.expanduser(path))
+    if (file / ASSETS).is_dir():
+        file = _assets(file)
     if file.is_dir():
-        names = [n for n in ("tokenizer.json", "tokenizer.model") if (file / n).exists()]
+        names = [n for n in TOKENIZERS if (file / n).exists()]
         if not names:
             return _load_merges(file)
         file /= names[0]
-    if file.suffix == ".model":
+    if file.suffix in (".model", ".spm"):
         return _load_sentence_pieces(file)
     text = read_utf8(file)
     try:
@@ -184,6 +193,17 @@ def load_tokenizer(path: str) -> Tokenizer:
         raise
     except (KeyError, ValueError) as error:
         raise DataError(f"{file} is no tokenizer.json ({error}): name another") from None
+
+
+def _assets(preset: pathlib.Path) -> pathlib.Path:
+    """The folder in a keras-hub preset with its tokenizer's files."""
+    files = preset / ASSETS
+    if (files / "merges.txt").exists() and GPT2_OF_HUB not in read_utf8(preset / "tokenizer.json"):
+        raise DataError(
+            f"the tokenizer of {preset} is not GPT-2's, and its merges.txt does not say how it divides texts: name the "
+            "tokenizer.json of the same model from Hugging Face"
+        )
+    return files
 
 
 def _load_sentence_pieces(file: pathlib.Path) -> SentencePieces:
@@ -198,7 +218,8 @@ def _load_sentence_pieces(file: pathlib.Path) -> SentencePieces:
 
 
 def _load_merges(folder: pathlib.Path) -> Subwords:
-    files = [folder / "vocab.json", folder / "merges.txt"]
+    name = "vocabulary.json" if (folder / "vocabulary.json").exists() else "vocab.json"
+    files = [folder / name, folder / "merges.txt"]
     missing = [file.name for file in files if not file.exists()]
     if missing:
         raise DataError(
@@ -212,7 +233,7 @@ def _load_merges(folder: pathlib.Path) -> Subwords:
         raise
     except (AttributeError, TypeError, ValueError) as error:
         raise DataError(
-            f"vocab.json and merges.txt of {folder} make no tokenizer ({error}): save the tokenizer again"
+            f"{name} and merges.txt of {folder} make no tokenizer ({error}): save the tokenizer again"
         ) from None
 
 

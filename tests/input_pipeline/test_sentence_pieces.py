@@ -80,7 +80,10 @@ def test_a_model_of_others_is_read(library, tmp_path):
     """As its library reads it: it begins texts with a space, makes one of several, and of the end of a line too."""
     path = tmp_path / "tokenizer.model"
     path.write_bytes(foreign(library))
-    for name in (path, tmp_path):
+    preset = tmp_path / "preset"  # Of keras-hub.
+    (preset / "assets/tokenizer").mkdir(parents=True)
+    (preset / "assets/tokenizer/vocabulary.spm").write_bytes(foreign(library))
+    for name in (path, tmp_path, preset):
         tokenizer = load_tokenizer(str(name))
         processor = library.SentencePieceProcessor(model_file=str(path))
         text = " the  with\nstatement"

@@ -211,3 +211,28 @@ def test_the_tokenizer_of_a_models_folder(folder):
     (folder / "json/tokenizer.json").write_text('{"module": "keras_hub"}')
     with pytest.raises(DataError, match=r"json/tokenizer\.json is no tokenizer\.json"):
         load_tokenizer("json")
+
+
+def test_the_tokenizer_of_a_preset(folder):
+    """Of keras-hub, whose tokenizer.json is passed over: the two files of GPT-2 by its names for them."""
+    TinyGPT2().save(folder / "model")
+    expected = load_tokenizer("model")
+    assets = folder / "preset/assets/tokenizer"
+    assets.mkdir(parents=True)
+    said = folder / "preset/tokenizer.json"
+    said.write_text('{"module": "keras_hub", "class_name": "GPT2Tokenizer"}')
+    (folder / "model/vocab.json").rename(assets / "vocabulary.json")
+    (folder / "model/merges.txt").rename(assets / "merges.txt")
+    assert load_tokenizer("preset").to_json() == expected.to_json()
+    assert load_tokenizer("preset").encode("the <|endoftext|>").tolist() == [257, 220, END]
+    (assets / "vocabulary.json").write_text("[1]")
+    with pytest.raises(
+        DataError, match=r"^vocabulary\.json and merges\.txt of preset/assets/tokenizer make no"
+    ):
+        load_tokenizer("preset")
+    (assets / "vocabulary.json").unlink()
+    with pytest.raises(DataError, match=r"^preset/assets/tokenizer has no .*, and no vocab\.json "):
+        load_tokenizer("preset")
+    said.write_text('{"module": "keras_hub", "class_name": "Llama3Tokenizer"}')
+    with pytest.raises(DataError, match=r"^the tokenizer of preset is not GPT-2's, .*: name the"):
+        load_tokenizer("preset")
