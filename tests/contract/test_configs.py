@@ -6,6 +6,7 @@ import json
 import math
 import pathlib
 import struct
+import sys
 from pydoc_data.topics import topics
 
 import numpy as np
@@ -70,11 +71,26 @@ def _write_texts(folder: pathlib.Path) -> None:
         (folder / f"{name}.txt").write_text(part, "utf-8")
 
 
+def _write_preset(folder: pathlib.Path) -> None:
+    """A GPT-2 of keras-hub with its tokenizer."""
+    keras_hub = pytest.importorskip(
+        "keras_hub", reason="keras-hub is not installed: see docs/text.md, Fine-tuning"
+    )
+    models, tiny = keras_hub.models, folder.parent / "tiny"
+    TinyGPT2().save(tiny)
+    tokenizer = models.GPT2Tokenizer(f"{tiny}/vocab.json", f"{tiny}/merges.txt")
+    sizes = {"vocabulary_size": 264, "num_layers": 1, "num_heads": 2, "hidden_dim": 8}
+    sizes |= {"intermediate_dim": 16, "max_sequence_length": 64}
+    preprocessor = models.GPT2CausalLMPreprocessor(tokenizer)
+    models.GPT2CausalLM(models.GPT2Backbone(**sizes), preprocessor).save_to_preset(folder)
+
+
 def _data(bound: set[str], folder: pathlib.Path) -> list[str]:
     """Arguments that name data and models of a form that the config reads, which are made."""
     model = []
     if "HuggingFaceFolder.path" in bound:
-        TinyGPT2().save(folder.parent / "model")
+        of_hub = "KerasHubPreset.preset" in bound
+        (_write_preset if of_hub else TinyGPT2().save)(folder.parent / "model")
         model = [f'--gin_param=MODEL="{folder.parent}/model"', f"--gin_param=END={END}"]
     if "mnist.folder" in bound:
         _write_mnist(folder)
@@ -119,6 +135,19 @@ def test_a_shipped_config_takes_two_steps(name, tmp_path, capsys):
     assert len(list(workdir.glob("samples/step-????????.*"))) == draws
     out = capsys.readouterr().out
     assert "step-00000002" in out and "tensorboard --logdir" in out
+
+
+def test_keras_hub_is_asked_for(tmp_path, capsys, monkeypatch):
+    """By its configuration where it is not installed, in a line."""
+    _write_texts(tmp_path / "data")
+    monkeypatch.setitem(sys.modules, "keras_hub", None)
+    values = {"MODEL": f"{tmp_path}/model", "DATA": f"{tmp_path}/data/all.txt"}
+    params = [f'--gin_param={name}="{value}"' for name, value in values.items()]
+    params += ['--gin_param=text_files.tokens="bytes"', "--gin_param=END=10"]
+    train = ["train", "transformer/keras_hub_lora", "--strategy=one_device", *params]
+    assert main([*train, f"--workdir={tmp_path}/run"]) == 65
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith("keras-hub, which is not installed: pip install keras-hub")
 
 
 def test_words_are_learnt_as_zaremba_learnt_them(tmp_path):

@@ -53,11 +53,11 @@ def presets(tmp_path_factory):
     return folder, expected
 
 
-def make(folder, policy="float64", **options):
+def make(folder, policy="float64", vocabulary=VOCABULARY, **options):
     with checks.dtype_policy(policy):
         preset = KerasHubPreset(str(folder))
         noise = Noise(0, "weights", rows=1, dtype=checks.NOISE_DTYPE[policy])
-        return KerasHubNetwork(VOCABULARY, noise=noise, name="network", preset=preset, **options)
+        return KerasHubNetwork(vocabulary, noise=noise, name="network", preset=preset, **options)
 
 
 def trainer(folder, workdir, hardware=ONE, said=None, lora_rank=2, **fields):
@@ -154,7 +154,12 @@ def test_mistakes(presets, tmp_path):
     assert message(bert).endswith(
         "is a BertBackbone, of which keras-hub has no causal language model: name another"
     )
+    off = f"the dropout of {folder}, up to 0.1, is off: it is not the same on replicas"
+    few = f"the data has 63 tokens, and the model in {folder} 128: it knows them only if "
+    notes = make(folder, vocabulary=63).notes
+    assert len(notes) == 2 and notes[0].startswith(few) and notes[1] == off
     for options, expected in (
+        ({"vocabulary": 129}, "the data has 129 tokens, and the model in .* 128: encode"),
         ({"lora_rank": 0}, "lora_rank is 0 and lora_alpha 16.0: rank must be at least 1"),
         (
             {"lora_rank": 2, "lora_layers": ["q"]},
