@@ -122,9 +122,9 @@ class Job:
     def check(self, target: str) -> None:
         """Checks all that can be known before the job waits in a queue.
 
-          Raises:
-            UsageError: in one line, the first thing that is wrong.
-        flags.Answer: if the arguments ask for help or the version.
+        Raises:
+          UsageError: in one line, the first thing that is wrong.
+          flags.Answer: if the arguments ask for help or the version.
         """
         for name in NEEDED[target]:
             if getattr(self, name) is None:

@@ -58,7 +58,7 @@ class BadRecords:
                 more = ", …" if len(self.names) > NAMED else ""
                 raise DataError(
                     f"{len(self.names)} pictures cannot be read, more than {self._owner}.bad_budget = {self._budget}: "
-                    f"mend or remove {', '.join(self.names[-NAMED:])}{more}"
+                    f"mend or replace {', '.join(self.names[-NAMED:])}{more}"
                 )
         if not known:
             logging.getLogger(__name__).warning("skipped: %s", error)

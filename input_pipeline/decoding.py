@@ -104,7 +104,7 @@ class Form:
                 )
         except DAMAGE:
             raise BadRecord(
-                f"{name} cannot be read (it is no picture, or damaged): mend or remove it"
+                f"{name} cannot be read (it is no picture, or damaged): mend or replace it"
             ) from None
         if self.pair:
             height, width = self.pair

@@ -102,7 +102,7 @@ class Fields:
             features = tf.train.Example.FromString(record).features.feature
         except Exception as error:  # protobuf's, which it does not export.
             raise BadRecord(
-                f"{name} cannot be read (it is no tf.train.Example): mend or remove it"
+                f"{name} cannot be read (it is no tf.train.Example): mend or replace it"
             ) from error
         values = getattr(features[key], kind).value if key in features else []
         if len(values) != 1:

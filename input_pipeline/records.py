@@ -116,7 +116,7 @@ def checked(name: str, record: bytes) -> bytes:
     """The data of a record, compared with the checksum that follows them; raises BadRecord."""
     data, stored = record[:-FOOTER_BYTES], record[-FOOTER_BYTES:]
     if not is_checksum(stored, data):
-        raise BadRecord(f"{name} cannot be read (its checksum is wrong): mend or remove it")
+        raise BadRecord(f"{name} cannot be read (its checksum is wrong): mend or replace it")
     return data
 
 

@@ -244,7 +244,7 @@ def test_bad_pictures_are_replaced_up_to_a_budget(sources, conversion, monkeypat
     command = "images folder packed --on_bad_record=skip".split()
     assert conversion.main([*command, "--bad_budget=1"]) == 65
     said = capsys.readouterr().err
-    assert "2 pictures cannot be read, more than --bad_budget = 1: mend or remove" in said
+    assert "2 pictures cannot be read, more than --bad_budget = 1: mend or replace" in said
     assert conversion.main(command) == 0
     packed = Packed("packed")
     found = packed.read(tf.range(6, dtype=tf.int64))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import errno
-import linecache
 import re
 import traceback
 from collections.abc import Collection, Iterable
 
 INTERRUPTED = 130
 """What ends with Ctrl-C, as shells report it."""
+PACKAGES = ("trainer", "models", "input_pipeline")
+"""Whose checks of arguments are for people."""
 
 
 class UserError(Exception):
@@ -126,22 +127,19 @@ def one_line(error: BaseException) -> str:
 
 
 def is_check(error: BaseException, modules: Collection[str] = ()) -> bool:
-    """Whether an error says what is wrong with an argument, and so is for people: one that a statement `raise` of ours or of the
-    configuration's modules raised, or that came up in what gin called, if it is not of these modules. Another, as where a model
-    is traced, is a bug until its place is looked at.
+    """Whether an error says what is wrong with an argument, and so is for people: what came up in a call of gin's, or a ValueError
+    that our own code raised. Another, as where a model is traced or in modules of the user's, is a bug until its place is looked at.
 
     Args:
+      error: that was caught.
       modules: that the configuration imports.
     """
-    frames = list(traceback.walk_tb(error.__traceback__))
+    frames = traceback.walk_tb(error.__traceback__)
     packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames]
-    imported = {name.partition(".")[0] for name in modules}
-    if "gin" in packages and not imported.intersection(packages):
-        return True
-    frame, line = frames[-1]
-    statement = linecache.getline(frame.f_code.co_filename, line, frame.f_globals)
-    ours = packages[-1] in {"trainer", "models", "input_pipeline", *imported}
-    return ours and statement.lstrip().startswith("raise ")
+    if {name.partition(".")[0] for name in modules}.intersection(packages):
+        return False
+    ours = isinstance(error, ValueError) and packages[-1] in PACKAGES
+    return ours or "gin" in packages
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

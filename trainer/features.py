@@ -108,7 +108,8 @@ class ClassifierNet:
 
 def _after_sizes(batches: Batches) -> list[Transform]:
     """The validation transforms behind the last that changes a picture's shape."""
-    spec, behind = (batches.validation or batches.source).element_spec, []
+    spec = (batches.validation or batches.source).element_spec
+    behind: list[Transform] = []
     for transform in batches.validation_transforms:
         changed = transform.element_spec(spec)
         same = changed["image"].shape == spec["image"].shape

@@ -479,11 +479,12 @@ def _is_data_error(error: Exception) -> bool:
 
 
 def _may_differ(root: str, resolved: config.Resolved) -> set[str]:
-    from trainer.experiment import MAY_CHANGE
+    from trainer.experiment import MAY_CHANGE, MAY_CHANGE_ANYWHERE
     from trainer.rollback import DECIDE
 
     decide = DECIDE if resolved.bindings.get(f"{root}.rollback", "None") != "None" else ()
-    return {f"{root}.{name}" for name in set(MAY_CHANGE).difference(decide)}
+    anywhere = {key for key in resolved.bindings if key.endswith(MAY_CHANGE_ANYWHERE)}
+    return anywhere | {f"{root}.{name}" for name in set(MAY_CHANGE).difference(decide)}
 
 
 def _results(folder: Path) -> str:

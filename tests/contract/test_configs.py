@@ -145,7 +145,7 @@ def test_keras_hub_is_asked_for(tmp_path, capsys, monkeypatch):
     params = [f'--gin_param={name}="{value}"' for name, value in values.items()]
     params += ['--gin_param=text_files.tokens="bytes"', "--gin_param=END=10"]
     train = ["train", "transformer/keras_hub_lora", "--strategy=one_device", *params]
-    assert main([*train, f"--workdir={tmp_path}/run"]) == 65
+    assert main([*train, f"--workdir={tmp_path}/run"]) == 69
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.endswith("keras-hub, which is not installed: pip install keras-hub")
 

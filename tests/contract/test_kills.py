@@ -196,13 +196,21 @@ RESTARTS = {
     ),
     "lstm": ([(TWO, ["before_rename", 2]), (ACCUMULATING, None)], ONE),
 }
+# With --full: lazy penalties, codebooks, several samples and two stochastic layers.
+MORE_RESTARTS = dict.fromkeys(
+    ("class_gan", "vq_vae", "iwae", "two_layers"),
+    ([(ONE, ["after_rename", 2]), (TWO, ["before_rename", 3]), (ACCUMULATING, None)], ONE),
+)
 
 
-@pytest.mark.parametrize("family", RESTARTS)
+@pytest.mark.parametrize(
+    "family",
+    [*RESTARTS, *(pytest.param(family, marks=pytest.mark.full) for family in MORE_RESTARTS)],
+)
 def test_a_restart_on_another_layout_goes_on_the_same(family, nursery, undisturbed, tmp_path):
     """Killed on one replica or two, finished on another number or with accumulation: equal up to the order of sums."""
     workdir = tmp_path / "run"
-    lives, undisturbed_on = RESTARTS[family]
+    lives, undisturbed_on = (RESTARTS | MORE_RESTARTS)[family]
     for hardware, die in lives:
         assert nursery.run(family, hardware, workdir, die=die) == (-9 if die else 0), _log(workdir)
     whole = undisturbed(family, undisturbed_on)

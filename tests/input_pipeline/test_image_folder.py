@@ -293,7 +293,7 @@ def test_more_bad_pictures_than_the_budget_are_an_error(tmp_path):
     with pytest.raises(DataError) as error:
         read(source, 6)
     assert str(error.value) == (
-        "4 pictures cannot be read, more than ImageFolder.bad_budget = 3: mend or remove "
+        "4 pictures cannot be read, more than ImageFolder.bad_budget = 3: mend or replace "
         f"{tmp_path}/0/8.png, {tmp_path}/1/3.png, {tmp_path}/1/5.png, …"
     )
     with pytest.raises(DataError, match="none of the 9 pictures can be read"):

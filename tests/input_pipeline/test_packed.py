@@ -145,7 +145,7 @@ def test_bad_pictures_of_all_starts_of_a_conversion_count(tmp_path, monkeypatch)
     with pytest.raises(tf.errors.OpError) as error:
         pack(source(1), str(packed), "same")
     assert (
-        f"DataError: 2 pictures cannot be read, more than ImageFolder.bad_budget = 1: mend or remove {folder}/1.png, "
+        f"DataError: 2 pictures cannot be read, more than ImageFolder.bad_budget = 1: mend or replace {folder}/1.png, "
         f"{folder}/6.png"
     ) in str(error.value)
     enough = source(2)

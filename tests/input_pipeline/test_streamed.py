@@ -262,7 +262,7 @@ def test_more_bad_records_than_the_budget_are_an_error(tmp_path, caplog):
     with pytest.raises(tf.errors.OpError) as error:
         next(iter(Batches(source, global_batch=4).training(Slice())))
     assert (
-        "DataError: 2 pictures cannot be read, more than StreamedTFRecords.bad_budget = 1: mend or remove record 2 of "
+        "DataError: 2 pictures cannot be read, more than StreamedTFRecords.bad_budget = 1: mend or replace record 2 of "
         f"{path}, record 3 of {path}"
     ) in str(error.value)
     # Another file: the iterator of before may still read that one.

@@ -399,7 +399,7 @@ ConvolutionalEncoder.group = 2
     assert main.main([*command, "--gin_param=Experiment.steps=9", "--gin_param=STEPS=2"]) == 65
     said = capsys.readouterr().err
     assert said.endswith(
-        f"lockstep: {tmp_path}/3.png cannot be read (it is no picture, or damaged): mend or remove it\n"
+        f"lockstep: {tmp_path}/3.png cannot be read (it is no picture, or damaged): mend or replace it\n"
     )
     assert "Traceback" not in said
     assert (folder / "checkpoints/step-00000002.safetensors").is_file()
