@@ -392,11 +392,11 @@ def test_wrong_arguments(changes, message):
 def test_beyond_the_context_texts_go_on_from_its_later_half(kind, jit):
     """Of a context of 7: after 7 tokens the last 3 are read again."""
     model = spread(build(length=16, prompt=(4, 1, 3), context=7, **KINDS[kind]))
-    uniform = sample_noise()("token").uniform([16])
     texts, begin = np.tile([4, 1, 3], [3, 1]), 0
     for i in range(16):
         logits = model.network(tf.constant(texts[:, begin:]))[0][:, -1]
-        texts = np.column_stack([texts, draw(logits, uniform[:, i], 1.0, None, None)])
+        uniform = sample_noise()("token").numbered(i).uniform()
+        texts = np.column_stack([texts, draw(logits, uniform, 1.0, None, None)])
         if texts.shape[1] - begin > 7:
             begin = texts.shape[1] - 4
     samples = tf.function(lambda: model.sample(sample_noise()), jit_compile=jit)()
