@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -62,11 +63,16 @@ class Sampling:
         else:
             self._check_class(label)
             chunks = [(label + i * self.classes, 1) for i in range(count)]
+        # Each part on its own: ten thousand large pictures in floats take gigabytes.
         parts = [
-            self._draw(seed, rows, tf.constant(first, tf.int64), tokens).numpy()
+            self._decode(
+                self._draw(seed, rows, tf.constant(first, tf.int64), tokens).numpy(), tokens or ()
+            )
             for first, rows in chunks
         ]
-        return self._decode(np.concatenate(parts), tokens or ())
+        if isinstance(parts[0], np.ndarray):
+            return np.concatenate(parts)
+        return list(itertools.chain.from_iterable(parts))
 
     @property
     def streams(self) -> bool:
