@@ -88,17 +88,21 @@ class LanguageModel:
 
     def evaluate(self, batch: Batch, noise: Noise, step: tf.Tensor) -> Metrics:
         """Of each place in a window, `[b, window]`: "nats", "right" and "targets", for `summary`; "characters", `[b]`, how many
-        these stand for, if the data say so; and the carried state."""
+        these stand for, if the data say so; "alone", ones `[b]`, if no state is carried; and the carried state."""
         nats, right, targets, carried = self._predict(batch, noise, training=False)
         metrics = {"nats": nats, "right": right, "targets": targets}
         if "characters" in batch:
             metrics["characters"] = tf.cast(batch["characters"], nats.dtype)
+        if not carried:
+            metrics["alone"] = tf.ones_like(nats[:, 0])
         return metrics | carried
 
     def summary(self, means: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Of all targets together: "loss" in nats a token, "perplexity", its exponential, "accuracy", the share of targets that
         were the likeliest token, and "nats_per_character" and "bits_per_character", if the data say how many characters the
-        targets stand for; and of those at places 1, 2, 4, … of a window the loss, "loss_at_1" and so on.
+        targets stand for.
+
+        Of windows that begin with no state also the loss at places 1, 2, 4, … in nats, "loss_at_1" and so on.
         """
         nats, right, targets = means["nats"], means["right"], means["targets"]
         loss = nats.sum() / targets.sum()
@@ -110,9 +114,11 @@ class LanguageModel:
         if "characters" in means:
             metrics["nats_per_character"] = nats.sum() / means["characters"]
             metrics["bits_per_character"] = metrics["nats_per_character"] / math.log(2)
-        places = [2**i for i in range(len(nats).bit_length())]
-        at = nats / targets
-        return metrics | {f"loss_at_{place}": at[place - 1] for place in places}
+        if "alone" in means:
+            places = [2**i for i in range(len(nats).bit_length())]
+            at = nats / targets
+            metrics |= {f"loss_at_{place}": at[place - 1] for place in places}
+        return metrics
 
     @property
     def end(self) -> int | None:

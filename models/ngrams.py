@@ -16,7 +16,7 @@ class NGrams:
     Attributes:
       order: n at most.
       most: tokens of the training that are counted, its last, which are next to what is held out; and held-out tokens that are
-        predicted, the first. 10 million need about 1 GB of memory.
+        predicted, the first. 10 million of each need 2 GB of memory.
 
     Raises:
       ValueError: if either is out of range.

@@ -177,7 +177,7 @@ def test_bits_per_character_are_those_of_all_together():
 
 
 def test_losses_at_places_are_those_of_the_targets_there():
-    """Where windows are not full."""
+    """Where windows are not full, and in all when nothing is carried."""
     model = build()
     model.network.kernel.assign(tf.zeros_like(model.network.kernel))
     targets = np.array([6, 1, 3, 6, 2, 4, 5, 6], np.int32)
@@ -213,12 +213,7 @@ def test_windows_with_carried_state_are_one_long_pass():
     metrics = model.summary(sums)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-12)
     np.testing.assert_allclose(metrics["perplexity"], np.exp(expected), rtol=1e-12)
-    for place, nats_there in (  # 3 windows of both, of the last the first 2 and the first target.
-        (1, [*nats[0, [0, 6, 12]], *nats[1, [0, 6, 12]]]),
-        (2, [*nats[0, [1, 7, 13]], *nats[1, [1, 7]]]),
-        (4, [*nats[0, [3, 9]], *nats[1, [3, 9]]]),
-    ):
-        np.testing.assert_allclose(metrics[f"loss_at_{place}"], np.mean(nats_there), rtol=1e-12)
+    assert metrics.keys() == {"loss", "perplexity", "accuracy"}
 
 
 @pytest.mark.parametrize("tied", [False, True])
