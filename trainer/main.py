@@ -273,7 +273,7 @@ def _print_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> None
 
 
 def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
-    """Draws samples into the workdir and prints the paths of the pictures, or the texts: one, on a terminal, while it is drawn."""
+    """Draws samples into the workdir and prints the paths of the pictures, or the texts: on a terminal the first while it is drawn."""
     trainer, step = _run_of(line, _decoding(line))
     count = line.count or trainer.experiment.samples
     if not count:
@@ -284,10 +284,11 @@ def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         )
     seed = _seed(line, trainer)
     with _data_problems():
-        shown = count == 1 and sys.stdout.isatty() and trainer.cluster.chief
+        shown = sys.stdout.isatty() and trainer.cluster.chief
         watched = shown and trainer.streams and line.label is None
-        if watched:
-            decoded = [_print_growing(trainer.stream(seed, line.prompt))]
+        first = [_print_growing(trainer.stream(seed, line.prompt), count)] if watched else []
+        if watched and count == 1:
+            decoded = first
         else:
             decoded = trainer.sample(count, seed, line.prompt, line.label)
         tables = trainer.pictures()
@@ -302,8 +303,8 @@ def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     folder = Path(line.workdir or "") / "samples"
     workdir.prepare(folder)
     path = _written(folder / f"step-{step:08d}-seed-{seed}{of_class}{suffix}", data)
-    if suffix == ".txt" and not watched:
-        print(data.decode())
+    if suffix == ".txt" and len(first) < count:
+        print(pictures.page(decoded, skip=len(first)).encode(errors="replace").decode())
     print(path)
     if line.array:
         array = io.BytesIO()
@@ -369,11 +370,13 @@ def _decoding(line: flags.CommandLine) -> list[str]:
     return [f"{place}.{name}={value!r}" for place in places for name, value in values]
 
 
-def _print_growing(texts: Iterator[str]) -> str:
-    """Prints a text while it grows, and an empty line; returns it."""
+def _print_growing(texts: Iterator[str], count: int) -> str:
+    """Prints the first of several texts while it grows, and an empty line; returns it."""
     from trainer.growing_text import pieces
 
     text = ""
+    if count > 1:
+        print(f"=== 1/{count} ===")
     for piece in pieces(texts):
         print(piece.encode(errors="replace").decode(), end="", flush=True)
         text += piece

@@ -101,10 +101,11 @@ def file(decoded: np.ndarray | Sequence[str], classes: int | None = None) -> tup
     )
 
 
-def page(texts: Sequence[str]) -> str:
-    """Texts one below the other, each under its number, for a .txt file."""
+def page(texts: Sequence[str], skip: int = 0) -> str:
+    """Texts one below the other, each under its number, for a .txt file; without the first `skip`."""
     return "\n".join(
-        f"=== {number}/{len(texts)} ===\n{text}\n" for number, text in enumerate(texts, 1)
+        f"=== {number}/{len(texts)} ===\n{text}\n"
+        for number, text in enumerate(texts[skip:], skip + 1)
     )
 
 

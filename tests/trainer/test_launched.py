@@ -173,13 +173,15 @@ def test_a_search_takes_the_place_of_the_configured_draws(
     assert len(set(texts)) == 3
 
 
-def test_one_text_grows_on_a_terminal(
-    text_run: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_first_text_grows_on_a_terminal(
+    count: int, text_run: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, page, _ = sampled(capsys, text_run, "--prompt=The if ", "--count=1")
+    _, page, _ = sampled(capsys, text_run, "--prompt=The if ", f"--count={count}")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    command = f"sample --workdir={text_run} --strategy=one_device --seed=3 --count=1".split()
+    command = f"sample --workdir={text_run} --strategy=one_device --seed=3 --count={count}".split()
     assert main.main([*command, "--prompt=The if "]) == 0
+    # One alone has no number.
     text = page.removeprefix("=== 1/1 ===\n")
     out, said = capsys.readouterr()
     path = Path(out.splitlines()[-1])
