@@ -61,4 +61,6 @@ class BadRecords:
                     f"mend or replace {', '.join(self.names[-NAMED:])}{more}"
                 )
         if not known:
-            logging.getLogger(__name__).warning("skipped: %s", error)
+            logging.getLogger(__name__).warning(
+                "skipped: %s", error, extra={"file": name, "error": str(error)}
+            )

@@ -12,8 +12,8 @@ from trainer.exits import DataProblem, MissingPackage, UserError, one_line
 from trainer.ledger import Ledger
 
 FROM_TF_DATA = re.compile(r"\b(DataError|MissingLibrary): (.+)\nTraceback ")
-RETRIES = "input_pipeline.retrying"
-"""The logger that warns of each further try to read."""
+EVENTS = {"input_pipeline.retrying": "retry", "input_pipeline.bad_records": "bad_record"}
+"""Loggers that warn, with the attributes `file` and `error`, of each further try to read and of each bad record that is skipped."""
 
 
 def data_problem(error: BaseException) -> UserError | None:
@@ -35,8 +35,8 @@ def abort_message(line: str) -> str:
 
 
 @contextlib.contextmanager
-def telling_retries(note: Callable[[str], None], ledger: Ledger) -> Iterator[None]:
-    """In this context each further try to read is noted and recorded."""
+def telling_of_data(note: Callable[[str], None], ledger: Ledger) -> Iterator[None]:
+    """In this context each further try to read, and each bad record that is skipped, is noted and recorded."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -44,11 +44,14 @@ def telling_retries(note: Callable[[str], None], ledger: Ledger) -> Iterator[Non
             with contextlib.suppress(OSError, UserError):
                 note(record.getMessage())
                 fields = {name: getattr(record, name, "") for name in ("file", "error")}
-                ledger.record("retry", **fields)
+                ledger.record(EVENTS[record.name], **fields)
 
-    logger, handler = logging.getLogger(RETRIES), Handler()
-    logger.addHandler(handler)
+    handler = Handler()
+    loggers = [logging.getLogger(name) for name in EVENTS]
+    for logger in loggers:
+        logger.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(handler)

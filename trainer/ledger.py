@@ -8,6 +8,7 @@ skip       updates that were not made since they were not finite
 rollback   step, to
 stall      step, its seconds, and how many of them it waited for data
 retry      file, error: something could not be read, and is tried again
+bad_record file, error: a picture or record that cannot be read, and was skipped
 damaged    error: a checkpoint that is not what was written, and was passed over
 lost       error: which worker is missing
 takeover   of a lock whose owner is gone: generation, owner

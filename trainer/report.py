@@ -30,7 +30,7 @@ KINDS = {
 }
 """What wall-clock time goes into -> what a person reads."""
 
-COUNTED = ("start", "restore", "save", "rollback", "stall", "retry", "damaged", "lost", "takeover")
+COUNTED = tuple("start restore save rollback stall retry bad_record damaged lost takeover".split())
 ENDS = ("preempted", "interrupted", "diverged", "failed", "done")
 SIGNS = ("alive", *ENDS)
 """Events that tell the step and the seconds so far."""

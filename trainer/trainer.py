@@ -21,7 +21,7 @@ from input_pipeline.batches import digest, streams_of
 from input_pipeline.noise import Noise
 from trainer import checkpoint, durable, pretrained
 from trainer.cluster import Cluster, batch_layout, connect
-from trainer.data_errors import data_problem, telling_retries
+from trainer.data_errors import data_problem, telling_of_data
 from trainer.device_loop import compiled_loop
 from trainer.evaluation import Evaluation
 from trainer.exits import ConfigError, LostPeer, UserError
@@ -260,8 +260,8 @@ class Trainer:
             Progress(self.experiment.steps, start, sys.stderr) if self.cluster.chief else None
         )
         bar = contextlib.closing(progress) if progress else contextlib.nullcontext()
-        retries = telling_retries(self._note, self.ledger)
-        with self.timesheet.telling_failure(), retries, bar:
+        data = telling_of_data(self._note, self.ledger)
+        with self.timesheet.telling_failure(), data, bar:
             outcome = self._run_from(start, stop, texts, progress)
             self.timesheet.tell(outcome.name.lower(), int(self.step.number.numpy()), self.skipped())
         return outcome

@@ -374,7 +374,7 @@ Experiment.samples = 0
 def test_a_folder_of_pictures_trains_until_one_cannot_be_read(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """What was saved before stays, and the run goes on once the picture is mended."""
+    """What was saved before stays, and the run goes on where it is skipped, which is recorded, and once the picture is mended."""
     for number in range(6):
         grey = np.full((8, 8), 40 * number, np.uint8)
         Image.fromarray(grey).save(tmp_path / f"{number}.png")
@@ -405,6 +405,12 @@ ConvolutionalEncoder.group = 2
     )
     assert "Traceback" not in said
     assert (folder / "checkpoints/step-00000002.safetensors").is_file()
+    skip = ["--gin_param=ImageFolder.on_bad_record='skip'", "--gin_param=STEPS=2"]
+    assert main.main([*command, "--gin_param=Experiment.steps=6", *skip]) == 0
+    assert f"skipped: {tmp_path}/3.png cannot be read" in capsys.readouterr().err
+    happened = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
+    bad = [event["file"] for event in happened if event["event"] == "bad_record"]
+    assert bad == [f"{tmp_path}/3.png"]
     (tmp_path / "3.png").write_bytes(whole)
     assert main.main([*command, "--gin_param=Experiment.steps=9", "--gin_param=STEPS=2"]) == 0
     assert json.loads((folder / "DONE").read_text()) == {"steps": 9}
