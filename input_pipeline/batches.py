@@ -195,10 +195,11 @@ class Batches:
         "meaning", of what tokens or labels stand for, without which a model is of no use, and "examples", of those that are
         trained on.
         """
-        meaning = meaning_of(self.source)
+        source: Any = self.source
+        meaning = getattr(source, "vocabulary", "") or list(getattr(source, "classes", None) or ())
         found = {"meaning": digest(meaning)} if meaning else {}
         if self.examples is not None:
-            found["examples"] = digest([self.examples, getattr(self.source, "content", None)])
+            found["examples"] = digest([self.examples, getattr(source, "content", None)])
         return found
 
     @property
@@ -288,11 +289,6 @@ def _transformed(spec: ElementSpec, transforms: Sequence[Transform]) -> ElementS
     for transform in transforms:
         spec = transform.element_spec(spec)
     return spec
-
-
-def meaning_of(source: Any) -> str | list[str]:
-    """What the tokens or labels of a source stand for: see `Identified`; empty if it does not say."""
-    return getattr(source, "vocabulary", "") or list(getattr(source, "classes", None) or ())
 
 
 def digest(value: Any) -> str:

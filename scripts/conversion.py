@@ -217,8 +217,13 @@ def _text(line: argparse.Namespace) -> None:
 
 
 def _check_new(destination: str) -> None:
-    if pathlib.Path(destination).exists():
-        raise CannotCreate(f"{destination} is there already: remove it, or name another folder")
+    from input_pipeline.batches import DataError
+    from input_pipeline.writing import check_new
+
+    try:
+        check_new(destination)
+    except DataError as error:
+        raise CannotCreate(str(error)) from None
 
 
 def _verify(line: argparse.Namespace) -> None:

@@ -56,6 +56,11 @@ class Carry:
             for name, v in self.variables.items()
         }
 
+    def clear(self) -> None:
+        """Nothing is carried any more, as at first. Called outside of replica context."""
+        for variable in self.variables.values():
+            variable.value.assign(tf.zeros_like(variable.value))
+
     def split(self, metrics: Metrics, rows: int) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
         """What a loss of so many examples gives: new values in the order of `variables`, and the other metrics.
 

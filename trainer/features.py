@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from input_pipeline.batches import Batches, Transform, apply
 from input_pipeline.noise import Noise
+from trainer import pretrained
 from trainer.exits import ConfigError, DataProblem, one_line
 from trainer.trainer import Trainer
 
@@ -76,12 +77,9 @@ class ClassifierNet:
         self._shape = classifier.batches.element_spec["image"].shape
         self.name = str(classifier.workdir)
         self.folder = classifier.workdir or pathlib.Path()
-        digest = hashlib.sha256(repr(self._transforms).encode())
-        for name, network in sorted(classifier.objective.networks.items()):
-            for weight in network.weights:
-                digest.update(f"{name} {weight.path}".encode())
-                digest.update(weight.numpy().tobytes())
-        self.digest = digest.digest()
+        networks = sorted(classifier.objective.networks.items())
+        weights = pretrained.digest(weight for _, network in networks for weight in network.weights)
+        self.digest = hashlib.sha256(f"{self._transforms} {weights}".encode()).digest()
 
     def __call__(self, pictures: np.ndarray) -> Seen:
         if pictures.shape[1:] != self._shape:

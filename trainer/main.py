@@ -372,11 +372,12 @@ def _decoding(line: flags.CommandLine) -> list[str]:
 
 def _print_growing(texts: Iterator[str], count: int) -> str:
     """Prints the first of several texts while it grows, and an empty line; returns it."""
+    from trainer import pictures
     from trainer.growing_text import pieces
 
     text = ""
     if count > 1:
-        print(f"=== 1/{count} ===")
+        print(pictures.heading(1, count))
     for piece in pieces(texts):
         print(piece.encode(errors="replace").decode(), end="", flush=True)
         text += piece
@@ -486,7 +487,7 @@ def _may_differ(root: str, resolved: config.Resolved) -> set[str]:
     from trainer.rollback import DECIDE
 
     decide = DECIDE if resolved.bindings.get(f"{root}.rollback", "None") != "None" else ()
-    anywhere = {key for key in resolved.bindings if key.endswith(MAY_CHANGE_ANYWHERE)}
+    anywhere = {key for key in resolved.bindings if key.rpartition(".")[2] in MAY_CHANGE_ANYWHERE}
     return anywhere | {f"{root}.{name}" for name in set(MAY_CHANGE).difference(decide)}
 
 

@@ -104,9 +104,14 @@ def file(decoded: np.ndarray | Sequence[str], classes: int | None = None) -> tup
 def page(texts: Sequence[str], skip: int = 0) -> str:
     """Texts one below the other, each under its number, for a .txt file; without the first `skip`."""
     return "\n".join(
-        f"=== {number}/{len(texts)} ===\n{text}\n"
+        f"{heading(number, len(texts))}\n{text}\n"
         for number, text in enumerate(texts[skip:], skip + 1)
     )
+
+
+def heading(number: int, count: int) -> str:
+    """The line above a text on a page."""
+    return f"=== {number}/{count} ==="
 
 
 def markdown(texts: Sequence[str]) -> str:

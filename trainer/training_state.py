@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import tensorflow as tf
-
 from input_pipeline.batches import Batches
 from trainer import checkpoint, pretrained
 from trainer.cluster import Cluster
@@ -196,9 +194,7 @@ class TrainingState:
             start = self.restore_for_training(note, str(found.to))
             spikes.carry_over(notes)
             # The examples that come next do not continue those before the checkpoint.
-            for name, variable in self._step.state.items():
-                if name.startswith("carry/"):
-                    variable.assign(tf.zeros_like(variable))
+            self._step.carry.clear()
         else:
             start = self.restore_for_training(note)
             if start == 0 and self.beginning:
