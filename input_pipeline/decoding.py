@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import re
 import struct
 from collections.abc import Callable, Sequence
@@ -39,6 +40,10 @@ RIFF = b"RIFF"
 """Beginning of WebP files, which have it at their end."""
 CHUNK = 32
 """Pictures decoded by one piece of a graph, so that a graph does not grow with the batch."""
+CACHE_MIB = 1024
+"""Of decoded pictures, if a source is not told another number."""
+FEW = 0.25
+"""Share of a batch up to which what is not in the cache is decoded one by one."""
 
 Size = int | Sequence[int] | None
 Load = Callable[[int], tuple[str, bytes]]
@@ -141,7 +146,11 @@ class Form:
         grey = sixteen_bits or image.mode in GREY
         if sixteen_bits:  # Pillow would cut off at 255.
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image.convert(MODES[self.channels or (1 if grey else 3)])
+        mode = MODES[self.channels or (1 if grey else 3)]
+        if image.mode != mode:
+            return image.convert(mode)
+        image.load()  # Before its file is closed.
+        return image
 
 
 class Decoder:
@@ -211,6 +220,36 @@ class Decoder:
         return tf.reshape(pictures, [-1, *self.shape]), tf.reduce_all(there)
 
 
+class Cache:
+    """Decoded pictures that are kept in memory: of a training all but the first pass over a set finds them there.
+
+    The system gives memory for what was written, so that it grows with what was read.
+
+    Args:
+      count: pictures of the set.
+      shape: of each, `(height, width, channels)`.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
+        self._pictures = np.empty((count, *shape), np.uint8)
+        self._read = np.full(count, -1, np.int64)
+        """Ids of what was read for each; -1 of those that are not there."""
+
+    def missing(self, ids: np.ndarray) -> np.ndarray:
+        """Which pictures are not there, bool `[n]` of int64 `[n]`."""
+        return self._read[ids] < 0
+
+    def put(self, ids: np.ndarray, pictures: np.ndarray, read: np.ndarray) -> None:
+        """Keeps pictures, uint8 `[n, *shape]`, and the ids, int64 `[n]`, of those that were read for `ids`."""
+        self._pictures[ids] = pictures
+        # Last, since other threads look at any time.
+        self._read[ids] = read
+
+    def take(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What was put for `ids`, all of which must be there."""
+        return self._pictures.take(ids, axis=0), self._read[ids]
+
+
 class EncodedPictures:
     """Pictures by id, wherever their bytes are.
 
@@ -222,6 +261,7 @@ class EncodedPictures:
       on_bad_record: "fail", one that cannot be read is an error; or "skip", the next by id that can be read takes its
         place (after the last, the first).
       bad_budget: of "skip": how many may be bad. Each worker counts those that it meets.
+      cache_mib: decoded pictures are kept in memory if all together take no more; 0 for never.
 
     Attributes:
       shape: `(height, width, channels)`, of the first picture that can be read.
@@ -240,32 +280,77 @@ class EncodedPictures:
         form: Form,
         on_bad_record: str = "fail",
         bad_budget: int = 0,
+        cache_mib: int = CACHE_MIB,
     ) -> None:
+        if cache_mib < 0:
+            raise ValueError(
+                f"{form.owner}.cache_mib is {cache_mib}: it must be at least 0, which keeps nothing"
+            )
         self.bad = BadRecords(form.owner, on_bad_record, bad_budget)
         self._count, self._load, self._fetch, self._form = count, load, fetch, form
         self._decoder: Decoder | None = None
         _, at = self._readable(0)
         self._decoder = Decoder(form, *load(at))
         self.shape = self._decoder.shape
+        fits = count * math.prod(self.shape) <= cache_mib * 2**20
+        self._cache = Cache(count, self.shape) if fits else None
 
     def read(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Pictures, uint8 `[n, *shape]`, and the ids of those that were read, for `ids` (int64 `[n]`)."""
         assert self._decoder is not None
-        if self._decoder.native:
-            pictures, complete = self._decoder.several(ids, self._fetch)
-            found = tf.cond(complete, lambda: (pictures, ids), lambda: self._one_by_one(ids))
-        else:
+        if not self._decoder.native:
             found = self._one_by_one(ids)
+        elif self._cache is None:
+            found = self._several(ids)
+        else:
+            missing = self._mostly_missing(ids, self._cache)
+            found = tf.cond(missing, lambda: self._several(ids), lambda: self._one_by_one(ids))
         return tf.ensure_shape(found[0], (*ids.shape, *self.shape)), tf.ensure_shape(
             found[1], ids.shape
         )
 
+    def _mostly_missing(self, ids: tf.Tensor, cache: Cache) -> tf.Tensor:
+        """Whether more than a few pictures are not in the cache, bool `[]`."""
+
+        def look(ids: np.ndarray) -> np.bool_:
+            return cache.missing(ids).mean() > FEW
+
+        return tf.ensure_shape(tf.numpy_function(look, [ids], tf.bool, stateful=False), [])
+
+    def _several(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """All of them by TensorFlow, if it can read them all."""
+        assert self._decoder is not None
+        pictures, complete = self._decoder.several(ids, self._fetch)
+        return tf.cond(complete, lambda: self._kept(pictures, ids), lambda: self._one_by_one(ids))
+
+    def _kept(self, pictures: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Both, and kept in the cache: what comes out goes through it, since a graph does nothing that is not asked for."""
+        cache = self._cache
+        if cache is None:
+            return pictures, ids
+
+        def keep(pictures: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            cache.put(ids, pictures, ids)
+            return pictures, ids
+
+        return tuple(tf.numpy_function(keep, [pictures, ids], [tf.uint8, tf.int64], stateful=False))
+
     def _one_by_one(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        cache = self._cache
+
         def read(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            found = [self._readable(int(i)) for i in ids]
-            return np.stack([one for one, _ in found]), np.array([at for _, at in found], np.int64)
+            if cache is None:
+                return self._each(ids)
+            new = ids[cache.missing(ids)]
+            if new.size:
+                cache.put(new, *self._each(new))
+            return cache.take(ids)
 
         return tuple(tf.numpy_function(read, [ids], [tf.uint8, tf.int64], stateful=False))
+
+    def _each(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = [self._readable(int(i)) for i in ids]
+        return np.stack([one for one, _ in found]), np.array([at for _, at in found], np.int64)
 
     def _readable(self, at: int) -> tuple[np.ndarray, int]:
         """The picture `at`, or with "skip" the next that can be read, and its id."""

@@ -13,7 +13,7 @@ import tensorflow as tf
 from input_pipeline.arrays import numpy_rows
 from input_pipeline.bad_records import BadRecord
 from input_pipeline.batches import DataError, ElementSpec, Feature
-from input_pipeline.decoding import EncodedPictures, Form
+from input_pipeline.decoding import CACHE_MIB, EncodedPictures, Form
 from input_pipeline.images import pictures
 from input_pipeline.records import Records
 
@@ -123,7 +123,7 @@ class Examples:
       records: at least one.
       fields: where a record has what.
       form: that JPEG and PNG files are brought to.
-      on_bad_record: as that of `EncodedPictures`, with `bad_budget`; not of pictures that are bytes.
+      on_bad_record: as that of `EncodedPictures`, with `bad_budget` and `cache_mib`; not of pictures that are bytes.
 
     Attributes:
       skipped: names of the bad records so far.
@@ -136,6 +136,7 @@ class Examples:
         form: Form,
         on_bad_record: str = "fail",
         bad_budget: int = 0,
+        cache_mib: int = CACHE_MIB,
     ) -> None:
         fields.check_form(form, on_bad_record)
         self._records, self._fields = records, fields
@@ -145,7 +146,7 @@ class Examples:
         shape = fields.shape
         if shape is None:
             self._pictures = EncodedPictures(
-                len(records), self._encoded, self._fetch, form, on_bad_record, bad_budget
+                len(records), self._encoded, self._fetch, form, on_bad_record, bad_budget, cache_mib
             )
             shape, self.skipped = self._pictures.shape, self._pictures.bad.names
         self.element_spec = fields.element_spec(tuple(shape))

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from input_pipeline.arrays import Arrays
 from input_pipeline.batches import DataError, ElementSpec, Feature, digest
-from input_pipeline.decoding import EncodedPictures, Form, Size
+from input_pipeline.decoding import CACHE_MIB, EncodedPictures, Form, Size
 from input_pipeline.images import pictures
 from input_pipeline.retrying import read_bytes, reason_of, shown
 
@@ -27,7 +27,7 @@ class ImageFolder:
     warning. Pictures are turned as their EXIF orientation says; of an animation the first is taken.
 
     Features: "image", float32 `[height, width, channels]` in [0, 1], and with sub-folders "label", int32, by the order of
-    their names. Only paths are held in memory.
+    their names. Paths are held in memory, and pictures up to `cache_mib`.
 
     Args:
       folder: path of files that end in .jpg, .jpeg, .png, .webp, .gif or .bmp, or of one folder of such files for each
@@ -40,6 +40,8 @@ class ImageFolder:
         with its label: the same on any layout and after a restart. A `Split` of a folder may so have a picture of its other
         part. A file that is gone, or that storage does not give, is an error in any case, after some tries.
       bad_budget: of "skip": more bad files than this are an error. Each worker counts those that it meets from its start on.
+      cache_mib: MiB of memory for decoded pictures. If all of them fit they are kept, and each is read and decoded once; 0 for
+        never.
 
     Attributes:
       skipped: names of the bad files so far.
@@ -58,13 +60,14 @@ class ImageFolder:
         fit: str = "crop",
         on_bad_record: str = "fail",
         bad_budget: int = 100,
+        cache_mib: int = CACHE_MIB,
     ) -> None:
         form = Form("ImageFolder", size, fit, channels)
         self.classes, self.paths, labels = _list(pathlib.Path(os.path.expanduser(folder)))
         names = np.array([os.fsencode(path) for path in self.paths], object)
         self._arrays = Arrays({"path": names, "label": np.array(labels, np.int32)})
         self._pictures = EncodedPictures(
-            len(self.paths), self._load, self._fetch, form, on_bad_record, bad_budget
+            len(self.paths), self._load, self._fetch, form, on_bad_record, bad_budget, cache_mib
         )
         self.skipped = self._pictures.bad.names
         self.element_spec: ElementSpec = {"image": Feature(self._pictures.shape, "float32")}

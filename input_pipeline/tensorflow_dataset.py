@@ -13,7 +13,7 @@ import numpy as np
 
 from input_pipeline.bad_records import BadRecord
 from input_pipeline.batches import DataError, MissingLibrary
-from input_pipeline.decoding import Form, Size
+from input_pipeline.decoding import CACHE_MIB, Form, Size
 from input_pipeline.examples import Examples, Fields
 from input_pipeline.records import Records, TFRecordFiles
 
@@ -32,7 +32,7 @@ class TensorFlowDataset(Examples):
       data_dir: where sets are prepared; None for ~/tensorflow_datasets, or $TFDS_DATA_DIR.
       image: the feature that is the picture.
       label: the feature that is the class; None for "label", if that is one, and no labels otherwise.
-      size: as that of `ImageFolder`, with `channels`, `fit`, `on_bad_record` and `bad_budget`.
+      size: as that of `ImageFolder`, with `channels`, `fit`, `on_bad_record`, `bad_budget` and `cache_mib`.
 
     Attributes:
       classes: names of the labels.
@@ -56,6 +56,7 @@ class TensorFlowDataset(Examples):
         fit: str = "crop",
         on_bad_record: str = "fail",
         bad_budget: int = 100,
+        cache_mib: int = CACHE_MIB,
     ) -> None:
         form = Form("TensorFlowDataset", size, fit, channels)
         builder = _builder(name, data_dir)
@@ -64,7 +65,7 @@ class TensorFlowDataset(Examples):
             "TensorFlowDataset", image, label, None if label is None else len(self.classes)
         )
         records, self.paths = _records(name, split, builder.info)
-        super().__init__(records, fields, form, on_bad_record, bad_budget)
+        super().__init__(records, fields, form, on_bad_record, bad_budget, cache_mib)
 
 
 def _builder(name: str, data_dir: str | None) -> Any:

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Sequence
 
 from input_pipeline.batches import DataError
-from input_pipeline.decoding import Form, Size
+from input_pipeline.decoding import CACHE_MIB, Form, Size
 from input_pipeline.examples import Examples, Fields
 from input_pipeline.records import TFRecordFiles
 
@@ -26,7 +26,7 @@ class TFRecords(Examples):
       label: key of an integer feature, or None.
       classes: how many labels there are, from 0 on; needed with `label`.
       shape: height, width and channels of pictures that are bytes; None for JPEG and PNG.
-      size: as that of `ImageFolder`, with `channels`, `fit`, `on_bad_record` and `bad_budget`; not of bytes.
+      size: as that of `ImageFolder`, with `channels`, `fit`, `on_bad_record`, `bad_budget` and `cache_mib`; not of bytes.
 
     Raises:
       ValueError: if an argument has none of its values.
@@ -46,13 +46,14 @@ class TFRecords(Examples):
         fit: str = "crop",
         on_bad_record: str = "fail",
         bad_budget: int = 100,
+        cache_mib: int = CACHE_MIB,
     ) -> None:
         form = Form("TFRecords", size, fit, channels)
         fields = Fields("TFRecords", image, label, classes, shape)
         records = TFRecordFiles(shards(files))
         if not len(records):
             raise DataError(f"{files} names no records: give the path of TFRecord files")
-        super().__init__(records, fields, form, on_bad_record, bad_budget)
+        super().__init__(records, fields, form, on_bad_record, bad_budget, cache_mib)
 
 
 def shards(files: str) -> list[pathlib.Path]:

@@ -261,6 +261,7 @@ def _source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
             data_dir=line.data_dir,
             image=line.image_feature or "image",
             label=line.label_feature,
+            cache_mib=0,
             **decoding,
         )
         return dataset, dataset.paths
@@ -269,7 +270,7 @@ def _source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
         return mnist(name, line.part or "train"), sorted(path.iterdir())
     if path.is_dir():
         _refuse(given.difference(DECODING), "a folder of pictures")
-        folder = ImageFolder(name, **decoding)
+        folder = ImageFolder(name, cache_mib=0, **decoding)
         return folder, folder.paths
     records = shards(name)
     of_records = given & {"image_feature", "label_feature", "shape"}
@@ -288,6 +289,7 @@ def _source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
             image=line.image_feature or "image/encoded",
             label=line.label_feature,
             classes=line.classes,
+            cache_mib=0,
             **decoding,
         )
         return source, records

@@ -200,7 +200,7 @@ def test_names_may_be_any_bytes(tmp_path, short_delays):
         bad = pathlib.Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))
         written = picture(bad)
         picture(folder / "d.png")
-        source = ImageFolder(str(folder), size=size and (6, 4))
+        source = ImageFolder(str(folder), size=size and (6, 4), cache_mib=0)
         np.testing.assert_array_equal(read(source, 0)["image"][0], written / np.float32(255))
         for damage, message in (
             (lambda path: path.write_bytes(b"?"), "cannot be read (it is no picture, or damaged)"),
@@ -300,6 +300,47 @@ def test_more_bad_pictures_than_the_budget_are_an_error(tmp_path):
         bad_folder(tmp_path, bad=range(9))
 
 
+@pytest.mark.parametrize("size", [None, (3, 2)])
+def test_pictures_are_decoded_once_where_the_cache_holds_all(tmp_path, size):
+    """By files that are gone: a part of a batch is decoded beside what is in the cache."""
+    for number in range(9):
+        picture(tmp_path / f"{number % 2}" / f"{number}.png")
+    expected = read(ImageFolder(str(tmp_path), size, cache_mib=0), *range(9))
+    source = ImageFolder(str(tmp_path), size)
+    load = tf.function(source.read)
+    for first in (0, 3):
+        load(tf.constant(range(first, first + 4), tf.int64))
+    for path in source.paths[:7]:
+        path.unlink()
+    for ids in (range(7), [6, 0, 6], [7, 0, 1, 2, 8, 3, 4, 5]):
+        found = load(tf.constant(ids, tf.int64))
+        # A graph multiplies by 1/255 what is divided outside of it.
+        np.testing.assert_allclose(found["image"], expected["image"][ids], atol=1e-7)
+        np.testing.assert_array_equal(found["label"], expected["label"][ids])
+
+
+def test_the_cache_knows_what_took_the_place_of_a_bad_picture(tmp_path):
+    source = bad_folder(tmp_path)
+    expected = read(source, *range(9))
+    for path in source.paths:
+        path.unlink()
+    found = read(source, *range(9))
+    np.testing.assert_array_equal(found["image"], expected["image"])
+    np.testing.assert_array_equal(found["label"], expected["label"])
+    assert len(source.skipped) == 3
+
+
+def test_a_set_that_is_too_large_for_the_cache_is_not_kept(tmp_path):
+    """Three pictures of 0.75 MiB, of which two fit into 2 MiB."""
+    for number in range(3):
+        picture(tmp_path / f"{number}.png", height=512, width=512)
+    for cache_mib, kept in ((2, False), (3, True)):
+        source = ImageFolder(str(tmp_path), cache_mib=cache_mib)
+        before = read(source, 1, 2)["image"]
+        picture(source.paths[1], height=512, width=512)
+        assert np.array_equal(read(source, 1)["image"][0], before[0]) == kept
+
+
 def test_batches_of_a_folder_have_static_shapes(tmp_path):
     for number in range(5):
         picture(tmp_path / f"{number}.png")
@@ -390,6 +431,7 @@ def test_a_picture_that_cannot_be_read_is_named(damage, message, tmp_path, short
         ({"fit": "pad"}, 'ImageFolder.fit is "pad": it must be "crop" or "stretch"'),
         ({"on_bad_record": "ignore"}, 'ImageFolder.on_bad_record is "ignore"'),
         ({"bad_budget": -1}, "ImageFolder.bad_budget is -1: it must be at least 0"),
+        ({"cache_mib": -1}, "ImageFolder.cache_mib is -1: it must be at least 0"),
     ],
 )
 def test_arguments_are_checked(arguments, message, tmp_path):
