@@ -184,13 +184,26 @@ def test_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -
     without_pytorch(monkeypatch)
     inputs = program("input")
     monkeypatch.setattr(inputs, "SMALL", (64, 28, 28, 1))
-    tiny = "--pictures=40 --side=16 --batch=8 --rounds=1 --seconds=0.05 --sizes 200000"
+    tiny = "--pictures=40 --photographs=8 --side=16 --batch=8 --rounds=1 --seconds=0.05 --sizes 200000"
     inputs.main(tiny.split())
     out, err = capsys.readouterr()
     assert 'pip install -e ".[benchmark]"' in err
     rates = dict(re.findall(r"^ *(.+): +([\d,]+) images/s", out, re.MULTILINE))
-    sources = "ImageFolder Keras TFRecords StreamedTFRecords Packed Images".split()
-    assert set(rates) == {*sources, "Packed 28×28", "Images 28×28"}
+    assert set(rates) == {
+        "ImageFolder",
+        "ImageFolder, no cache",
+        "Keras",
+        "Keras, cached",
+        "ImageFolder of photographs",
+        "ImageFolder of photographs, no cache",
+        "Keras of photographs",
+        "TFRecords, no cache",
+        "StreamedTFRecords",
+        "Packed",
+        "Images",
+        "Packed 28×28",
+        "Images 28×28",
+    }
     assert all(int(rate.replace(",", "")) > 0 for rate in rates.values())
     # The set has 12 MiB of pictures.
     own = re.search(r" 200,000 packed 8×8 pictures, 400 batches: (-?[\d.]+) MiB", out)

@@ -3,7 +3,8 @@
 It writes a set of random pictures as JPEG files, packs it, and writes it as TFRecords. Everything is measured in turn in
 one process, PyTorch in its own with two workers, several rounds of each from files in the page cache, and compared by the
 medians of the rounds: a ratio says more than a rate on a machine that others use too, and the processor's time more than
-either. All give batches of float32 in [0, 1], shuffled; Images and Packed are measured on 28×28 grey pictures too.
+either. All give batches of float32 in [0, 1], shuffled; Images and Packed are measured on 28×28 grey pictures too, and
+folders of photographs, which are cropped and resized. What is cached is measured after a first pass over the set.
 
 Then what does not grow with the set: the memory of a training's input over packed sets of two sizes, each in a process of its
 own, and the time to the first batch of an index, anywhere in a training, with the opening of the data set.
@@ -15,6 +16,7 @@ import argparse
 import functools
 import importlib.util
 import json
+import math
 import pathlib
 import statistics
 import subprocess
@@ -29,7 +31,7 @@ import tensorflow as tf
 from measuring.pytorch import installed
 from PIL import Image
 
-from input_pipeline.batches import Batches, Feature, Slice, Source
+from input_pipeline.batches import Batches, Feature, Slice, Source, Unindexed
 from input_pipeline.image_folder import ImageFolder
 from input_pipeline.images import Images
 from input_pipeline.packed import Packed
@@ -41,18 +43,21 @@ CLASSES = 10
 SHARDS = 4
 SMALL = (60_000, 28, 28, 1)
 WORKERS = 2
+PHOTOGRAPH = (375, 500)
+"""Height and width."""
+UNCACHED, CACHED, LARGE = ", no cache", ", cached", " of photographs"
 BATCHES = 400
 """After which memory is measured."""
 
 
-def write_pictures(folder: pathlib.Path, count: int, side: int) -> None:
-    """JPEG files of smooth colours, as large as photographs of that size, in folders of classes."""
+def write_pictures(folder: pathlib.Path, count: int, height: int, width: int) -> None:
+    """JPEG files of smooth colours, with as many bytes as photographs of that size, in folders of classes."""
     random = np.random.default_rng(0)
     for number in range(count):
         path = folder / f"class{number % CLASSES}" / f"{number:06}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        coarse = Image.fromarray(random.integers(0, 256, (side // 4, side // 4, 3), np.uint8))
-        coarse.resize((side, side), Image.Resampling.BICUBIC).save(path, quality=90)
+        coarse = Image.fromarray(random.integers(0, 256, (height // 4, width // 4, 3), np.uint8))
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
 
 
 def write_shards(source: ImageFolder, folder: pathlib.Path) -> None:
@@ -71,11 +76,17 @@ def write_shards(source: ImageFolder, folder: pathlib.Path) -> None:
                 writer.write(example.SerializeToString())
 
 
-def keras_folder(folder: pathlib.Path, side: int, batch: int) -> Iterator:
-    """As Keras' guides read a folder, with their rescaling."""
+def keras_folder(folder: pathlib.Path, side: int, batch: int, cached: bool = False) -> Iterator:
+    """As Keras' guides read a folder, with their rescaling, and cache its batches."""
     data = keras.utils.image_dataset_from_directory(
-        str(folder), image_size=(side, side), batch_size=batch, verbose=False
+        str(folder),
+        image_size=(side, side),
+        batch_size=batch,
+        crop_to_aspect_ratio=True,
+        verbose=False,
     )
+    if cached:
+        data = data.cache()
     data = data.map(lambda x, y: (x / 255, y), num_parallel_calls=tf.data.AUTOTUNE)
     return iter(data.repeat().prefetch(tf.data.AUTOTUNE))
 
@@ -148,6 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--pictures", type=int, default=20_000, help="how many JPEG files")
     parser.add_argument("--side", type=int, default=64, help="of the pictures, in pixels")
+    parser.add_argument("--photographs", type=int, default=2_000, help="how many, of 500×375")
     parser.add_argument("--batch", type=int, default=256, help="examples a batch")
     parser.add_argument("--rounds", type=int, default=5, help="of each")
     parser.add_argument("--seconds", type=float, default=3, help="of a round of each")
@@ -176,8 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(scratch: pathlib.Path, line: argparse.Namespace) -> None:
-    write_pictures(scratch / "folder", line.pictures, line.side)
-    folder = ImageFolder(str(scratch / "folder"))
+    write_pictures(scratch / "folder", line.pictures, line.side, line.side)
+    write_pictures(scratch / "photographs", line.photographs, *PHOTOGRAPH)
+    folder = ImageFolder(str(scratch / "folder"), cache_mib=0)
     pack(folder, str(scratch / "packed"))
     write_shards(folder, scratch / "shards")
     small = np.random.default_rng(0).integers(0, 256, SMALL, np.uint8)
@@ -185,19 +198,30 @@ def measure(scratch: pathlib.Path, line: argparse.Namespace) -> None:
     loaded = Images(np.load(scratch / "packed/images.npy"), np.load(scratch / "packed/labels.npy"))
     shards = f"{scratch}/shards/*.tfrecord"
 
-    def ours(source: Source) -> Callable[[float], float]:
-        batches = iter(Batches(source, line.batch).training(Slice()))
+    def ours(source: Source | Unindexed, first: int = 0) -> Callable[[float], float]:
+        return after(first, iter(Batches(source, line.batch).training(Slice())))
+
+    def theirs(name: str, first: int = 0) -> Callable[[float], float]:
+        return after(first, keras_folder(scratch / name, line.side, line.batch, cached=first > 0))
+
+    def after(first: int, batches: Iterator) -> Callable[[float], float]:
+        """Measures what follows so many images."""
+        for _ in range(math.ceil(first / line.batch)):
+            next(batches)
         return functools.partial(rate, batches, line.batch)
 
+    records = {"label": "image/class/label", "classes": CLASSES}
+    large = str(scratch / "photographs")
     measures = {
-        "ImageFolder": ours(folder),
-        "Keras": functools.partial(
-            rate, keras_folder(scratch / "folder", line.side, line.batch), line.batch
-        ),
-        "TFRecords": ours(TFRecords(shards, label="image/class/label", classes=CLASSES)),
-        "StreamedTFRecords": ours(
-            StreamedTFRecords(shards, label="image/class/label", classes=CLASSES)
-        ),
+        f"ImageFolder{UNCACHED}": ours(folder),
+        "ImageFolder": ours(ImageFolder(str(scratch / "folder")), line.pictures),
+        "Keras": theirs("folder"),
+        f"Keras{CACHED}": theirs("folder", line.pictures),
+        f"ImageFolder{LARGE}{UNCACHED}": ours(ImageFolder(large, size=line.side, cache_mib=0)),
+        f"ImageFolder{LARGE}": ours(ImageFolder(large, size=line.side), line.photographs),
+        f"Keras{LARGE}": theirs("photographs"),
+        f"TFRecords{UNCACHED}": ours(TFRecords(shards, **records, cache_mib=0)),
+        "StreamedTFRecords": ours(StreamedTFRecords(shards, **records)),
         "Packed": ours(Packed(str(scratch / "packed"))),
         "Images": ours(loaded),
         "Packed 28×28": ours(Packed(str(scratch / "small"))),
@@ -223,7 +247,7 @@ def measure(scratch: pathlib.Path, line: argparse.Namespace) -> None:
     if pytorch:
         pytorch.close()
     print(
-        f"{line.pictures:,} JPEG files of {line.side}×{line.side}, batches of {line.batch}, TensorFlow {tf.__version__}, "
+        f"{line.pictures:,} JPEG files of {line.side}×{line.side}, {line.photographs:,} photographs, batches of {line.batch}, TensorFlow {tf.__version__}, "
         f"Keras {keras.__version__}, {line.rounds} rounds of {line.seconds:g} s"
     )
     for name, values in rates.items():
@@ -234,14 +258,19 @@ def measure(scratch: pathlib.Path, line: argparse.Namespace) -> None:
             else f", {statistics.median(processor[name]):.1f} µs of processor an image"
         )
         print(
-            f"{name:>17}: {statistics.median(values):>9,.0f} images/s (from {min(values):,.0f} to {max(values):,.0f}){used}"
+            f"{name:>36}: {statistics.median(values):>9,.0f} images/s (from {min(values):,.0f} to {max(values):,.0f}){used}"
         )
-    for other in ("Keras", "PyTorch"):
-        for name in ("ImageFolder", "Packed"):
-            if other in rates:
-                pairs = zip(rates[name], rates[other], strict=True)
-                ratio = statistics.median(a / b for a, b in pairs)
-                print(f"{name} / {other}: {ratio:.2f} (median of the rounds)")
+    pairs = [
+        (name, other)
+        for other in ("Keras", f"Keras{CACHED}", "PyTorch")
+        for name in (f"ImageFolder{UNCACHED}", "ImageFolder", "Packed")
+    ]
+    pairs += [(f"ImageFolder{LARGE}{cache}", f"Keras{LARGE}") for cache in (UNCACHED, "")]
+    for name, other in pairs:
+        if other in rates:
+            rounds = zip(rates[name], rates[other], strict=True)
+            ratio = statistics.median(a / b for a, b in rounds)
+            print(f"{name} / {other}: {ratio:.2f} (median of the rounds)")
 
 
 if __name__ == "__main__":
