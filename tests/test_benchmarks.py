@@ -184,7 +184,9 @@ def test_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -
     without_pytorch(monkeypatch)
     inputs = program("input")
     monkeypatch.setattr(inputs, "SMALL", (64, 28, 28, 1))
-    tiny = "--pictures=40 --photographs=8 --side=16 --batch=8 --rounds=1 --seconds=0.05 --sizes 200000"
+    tiny = (
+        "--pictures=40 --photographs=8 --side=16 --batch=8 --rounds=1 --seconds=0.05 --sizes 200000"
+    )
     inputs.main(tiny.split())
     out, err = capsys.readouterr()
     assert 'pip install -e ".[benchmark]"' in err
