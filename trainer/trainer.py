@@ -525,7 +525,7 @@ class Trainer:
         return self._sampling.pictures()
 
     def describe(self) -> str:
-        """Model sizes, cluster, batch arithmetic and the seconds to a first compiled step, which is run on real data."""
+        """Model sizes, cluster, batch arithmetic, steps of a pass and the seconds to a first compiled step, which is run on real data."""
         started = time.perf_counter()
         self._run_steps(self.data(0), tf.constant(1))
         seconds = time.perf_counter() - started
@@ -533,12 +533,14 @@ class Trainer:
             f"{name}: {sum(int(np.prod(v.shape)) for v in network.trainable_variables):,} weights"
             for name, network in self.objective.networks.items()
         ]
+        step, count = self._examples_per_step, self.batches.examples
+        passes = "" if count is None else f"; a pass over all {count:,} takes {count / step:,.1f}"
         return "\n".join(
             [
                 *sizes,
                 f"cluster: {self.cluster.describe()}",
                 f"batch: {self.layout.describe()}",
-                f"step: {self._examples_per_step} examples, {self.experiment.steps} steps",
+                f"step: {step} examples, {self.experiment.steps} steps{passes}",
                 f"first compiled step: {seconds:.1f} seconds",
             ]
         )

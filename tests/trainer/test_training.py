@@ -612,7 +612,7 @@ def test_describe_says_what_would_run(tmp_path):
         "average: 4 weights",
         "cluster: MirroredStrategy, 2 × CPU, XLA off",
         "batch: 8 examples = 2 replicas × 2 microbatch × 2 accumulation",
-        "step: 8 examples, 12 steps",
+        "step: 8 examples, 12 steps; a pass over all 21 takes 2.6",
     ]
     assert last.startswith("first compiled step: ") and last.endswith(" seconds")
     assert not (tmp_path / "run").exists()
