@@ -25,7 +25,8 @@ MAY_CHANGE = (
 )
 """Fields that may differ when a run goes on: they decide when it is looked at, not what it learns."""
 MAY_CHANGE_ANYWHERE = ("on_bad_record", "bad_budget", "cache_mib")
-"""Parameters of sources that may: a bad record ends a run or is skipped from its beginning, so none was met before."""
+"""Parameters of sources that may: a bad record ends a run or is skipped from its beginning, so none was met before; a cache changes
+no picture."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

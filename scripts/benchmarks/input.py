@@ -76,13 +76,15 @@ def write_shards(source: ImageFolder, folder: pathlib.Path) -> None:
                 writer.write(example.SerializeToString())
 
 
-def keras_folder(folder: pathlib.Path, side: int, batch: int, cached: bool = False) -> Iterator:
-    """As Keras' guides read a folder, with their rescaling, and cache its batches."""
+def keras_folder(
+    folder: pathlib.Path, side: int, batch: int, cached: bool = False, crop: bool = False
+) -> Iterator:
+    """As Keras' guides read a folder, with their rescaling, and cache its batches; cropped as `ImageFolder` does."""
     data = keras.utils.image_dataset_from_directory(
         str(folder),
         image_size=(side, side),
         batch_size=batch,
-        crop_to_aspect_ratio=True,
+        crop_to_aspect_ratio=crop,
         verbose=False,
     )
     if cached:
@@ -202,7 +204,8 @@ def measure(scratch: pathlib.Path, line: argparse.Namespace) -> None:
         return after(first, iter(Batches(source, line.batch).training(Slice())))
 
     def theirs(name: str, first: int = 0) -> Callable[[float], float]:
-        return after(first, keras_folder(scratch / name, line.side, line.batch, cached=first > 0))
+        crop = name == "photographs"
+        return after(first, keras_folder(scratch / name, line.side, line.batch, first > 0, crop))
 
     def after(first: int, batches: Iterator) -> Callable[[float], float]:
         """Measures what follows so many images."""
