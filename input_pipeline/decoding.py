@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from input_pipeline.bad_records import BadRecord, BadRecords
 from input_pipeline.batches import DataError
+from input_pipeline.cache import CACHE_MIB, Cache
 from input_pipeline.sizes import height_and_width
 
 MODES = {1: "L", 3: "RGB"}
@@ -40,8 +41,6 @@ RIFF = b"RIFF"
 """Beginning of WebP files, which have it at their end."""
 CHUNK = 32
 """Pictures decoded by one piece of a graph, so that a graph does not grow with the batch."""
-CACHE_MIB = 1024
-"""Of decoded pictures, if a source is not told another number."""
 FEW = 0.25
 """Share of a batch up to which what is not in the cache is decoded one by one."""
 
@@ -218,36 +217,6 @@ class Decoder:
         data = data.concatenate(tf.data.Dataset.from_tensors(missing).repeat())
         pictures, there = data.take(chunks).batch(chunks).get_single_element()
         return tf.reshape(pictures, [-1, *self.shape]), tf.reduce_all(there)
-
-
-class Cache:
-    """Decoded pictures that are kept in memory: of a training all but the first pass over a set finds them there.
-
-    The system gives memory for what was written, so that it grows with what was read.
-
-    Args:
-      count: pictures of the set.
-      shape: of each, `(height, width, channels)`.
-    """
-
-    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
-        self._pictures = np.empty((count, *shape), np.uint8)
-        self._read = np.full(count, -1, np.int64)
-        """Ids of what was read for each; -1 of those that are not there."""
-
-    def missing(self, ids: np.ndarray) -> np.ndarray:
-        """Which pictures are not there, bool `[n]` of int64 `[n]`."""
-        return self._read[ids] < 0
-
-    def put(self, ids: np.ndarray, pictures: np.ndarray, read: np.ndarray) -> None:
-        """Keeps pictures, uint8 `[n, *shape]`, and the ids, int64 `[n]`, of those that were read for `ids`."""
-        self._pictures[ids] = pictures
-        # Last, since other threads look at any time.
-        self._read[ids] = read
-
-    def take(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What was put for `ids`, all of which must be there."""
-        return self._pictures.take(ids, axis=0), self._read[ids]
 
 
 class EncodedPictures:

@@ -13,7 +13,8 @@ import tensorflow as tf
 from input_pipeline.arrays import numpy_rows
 from input_pipeline.bad_records import BadRecord
 from input_pipeline.batches import DataError, ElementSpec, Feature
-from input_pipeline.decoding import CACHE_MIB, EncodedPictures, Form
+from input_pipeline.cache import CACHE_MIB
+from input_pipeline.decoding import EncodedPictures, Form
 from input_pipeline.images import pictures
 from input_pipeline.records import Records
 

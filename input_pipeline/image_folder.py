@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from input_pipeline.arrays import Arrays
 from input_pipeline.batches import DataError, ElementSpec, Feature, digest
-from input_pipeline.decoding import CACHE_MIB, EncodedPictures, Form, Size
+from input_pipeline.cache import CACHE_MIB
+from input_pipeline.decoding import EncodedPictures, Form, Size
 from input_pipeline.images import pictures
 from input_pipeline.retrying import read_bytes, reason_of, shown
 

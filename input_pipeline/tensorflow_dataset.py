@@ -13,7 +13,8 @@ import numpy as np
 
 from input_pipeline.bad_records import BadRecord
 from input_pipeline.batches import DataError, MissingLibrary
-from input_pipeline.decoding import CACHE_MIB, Form, Size
+from input_pipeline.cache import CACHE_MIB
+from input_pipeline.decoding import Form, Size
 from input_pipeline.examples import Examples, Fields
 from input_pipeline.records import Records, TFRecordFiles
 

@@ -8,7 +8,8 @@ import pathlib
 from collections.abc import Sequence
 
 from input_pipeline.batches import DataError
-from input_pipeline.decoding import CACHE_MIB, Form, Size
+from input_pipeline.cache import CACHE_MIB
+from input_pipeline.decoding import Form, Size
 from input_pipeline.examples import Examples, Fields
 from input_pipeline.records import TFRecordFiles
 
