@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -185,16 +185,17 @@ class Examples:
 
     def _pixels(self, ids: np.ndarray) -> np.ndarray:
         """Pictures that are bytes, uint8 `[n, *shape]`."""
-        try:
-            records = zip(ids, self._records.several(ids.tolist()), strict=True)
-            return np.stack(
-                [self._fields.pixels(self._records.name(at), record) for at, record in records]
-            )
-        except BadRecord as error:
-            raise DataError(str(error)) from None
+        return np.stack(self._of_records(ids, self._fields.pixels))
 
     def _labels(self, ids: np.ndarray) -> np.ndarray:
         new = ids[self._known_labels[ids] < 0]
-        for at, record in zip(new, self._records.several(new.tolist()), strict=True):
-            self._known_labels[at] = self._fields.number(self._records.name(at), record)
+        self._known_labels[new] = self._of_records(new, self._fields.number)
         return self._known_labels[ids]
+
+    def _of_records(self, ids: np.ndarray, read: Callable[[str, bytes], Any]) -> list[Any]:
+        """What is read of the name and the data of each record; raises DataError for a damaged one."""
+        try:
+            records = zip(ids, self._records.several(ids.tolist()), strict=True)
+            return [read(self._records.name(at), record) for at, record in records]
+        except BadRecord as error:
+            raise DataError(str(error)) from None

@@ -132,6 +132,18 @@ def test_a_damaged_record_is_named_when_it_is_read(arguments, shards):
     )
 
 
+def test_a_damaged_record_is_named_by_its_label_too(shards):
+    """Of pictures that are bytes labels are read beside them, and may come to it first."""
+    flip(shards / "train-1", (shards / "train-1").stat().st_size - 20)
+    source = TFRecords(
+        f"{shards}/train-*", image="bytes", shape=(5, 4, 3), label="label", classes=4
+    )
+    labels = tf.function(lambda ids: source.read(ids)["label"])
+    np.testing.assert_array_equal(labels(tf.constant([0, 3], tf.int64)), [LABELS[0], LABELS[3]])
+    with pytest.raises(tf.errors.OpError, match=r"DataError: record 1 of .*train-1 cannot be read"):
+        labels(tf.constant([0, 4], tf.int64))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
