@@ -18,7 +18,7 @@ from input_pipeline.corpus import Corpus
 from input_pipeline.manifest import INDEX, TEXT, mapped, opened
 from input_pipeline.text_files import load_tokenizer
 from input_pipeline.tokenization import Tokenizer, smallest_dtype
-from input_pipeline.writing import write_folder
+from input_pipeline.writing import Identity, write_folder
 
 TOKENIZER = "tokenizer.json"
 
@@ -56,7 +56,7 @@ def pack_corpus(
     texts: Mapping[str, str],
     tokenizer: Tokenizer,
     destination: str,
-    identity: str = "",
+    identity: Identity = lambda done, skipped: "",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Packs texts into a new folder, for `packed_corpus`, as `writing.write_folder` does.

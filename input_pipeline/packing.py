@@ -10,7 +10,7 @@ import tensorflow as tf
 from input_pipeline.batches import DataError, Source
 from input_pipeline.manifest import PICTURES
 from input_pipeline.packed import IMAGES, LABELS
-from input_pipeline.writing import check_new, write_folder
+from input_pipeline.writing import Identity, check_new, write_folder
 
 CHUNK = 256
 """Pictures read at once."""
@@ -19,7 +19,7 @@ CHUNK = 256
 def pack(
     source: Source,
     destination: str,
-    identity: str = "",
+    identity: Identity = lambda done, skipped: "",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Packs the features "image" and "label" of a source into a new folder, for `Packed`, as `writing.write_folder` does.

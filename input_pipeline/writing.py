@@ -10,7 +10,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -22,6 +22,8 @@ SAVE_SECONDS = 2.0
 PROGRESS = "progress.json"
 
 Chunks = Callable[[int], Iterator[tuple[int, Mapping[str, np.ndarray]]]]
+Identity = Callable[[int, Sequence[str]], str]
+"""Of what is converted and how, as far as it matters to so many units that are done and names of what was skipped."""
 
 
 def check_new(destination: str) -> None:
@@ -35,7 +37,7 @@ def write_folder(
     kind: Format,
     fields: Mapping[str, Any],
     *,
-    identity: str,
+    identity: Identity,
     rows: Mapping[str, tuple[type, tuple[int, ...]]],
     total: int,
     chunks: Chunks,
@@ -52,7 +54,7 @@ def write_folder(
       destination: must not be there.
       kind: of folder.
       fields: of the index.
-      identity: of what is converted and how.
+      identity: another one of what an earlier start has done is of another conversion, which is begun again.
       rows: dtype and shape of a row of each array, by the name of its .npy file.
       total: the whole work, in units of its own.
       chunks: gives from what is done on, in order: units done after it, and rows of some files.
@@ -73,8 +75,8 @@ def write_folder(
     try:
         _lock(lock, target)
         contents = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
-        state = {"identity": identity, "contents": contents, **index}
-        start, lengths, known = _done_before(partial, state)
+        state = {"contents": contents, **index}
+        start, lengths, known = _done_before(partial, state, identity)
         lengths = {name: lengths.get(name, 0) for name in rows}
         skipped = [] if skipped is None else skipped
         skipped += [name for name in known if name not in skipped]
@@ -93,8 +95,9 @@ def write_folder(
                     lengths[name] += len(array)
                 if time.monotonic() - saved > SAVE_SECONDS or done == total:
                     _on_disk(files)
-                    progress = {**state, "done": done, "lengths": lengths, "skipped": skipped}
-                    _replace(partial / PROGRESS, _json(progress))
+                    before = {"done": done, "lengths": lengths, "skipped": skipped}
+                    before["identity"] = identity(done, skipped)
+                    _replace(partial / PROGRESS, _json(state | before))
                     saved = time.monotonic()
                 report(done, total)
             for name, file in files.items():
@@ -121,7 +124,7 @@ def _lock(folder: int, target: pathlib.Path) -> None:
 
 
 def _done_before(
-    partial: pathlib.Path, state: dict[str, Any]
+    partial: pathlib.Path, state: dict[str, Any], identity: Identity
 ) -> tuple[int, dict[str, int], list[str]]:
     """Units done and rows of each file that an earlier start of the same conversion has written, and the names of what it
     skipped; without one the folder is emptied."""
@@ -131,7 +134,7 @@ def _done_before(
         before = {}
     done, lengths = before.pop("done", 0), before.pop("lengths", {})
     skipped = before.pop("skipped", [])
-    if before == state:
+    if before.pop("identity", None) == identity(done, skipped) and before == state:
         return done, lengths, skipped
     for entry in partial.iterdir():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

@@ -54,7 +54,8 @@ DST holds train.npy, validation.npy and test.npy, tokenizer.json and index.json,
 .DST.partial and renamed when it is complete; stopped before, the same command goes on. In a configuration it is
 packed_corpus.folder = "DST".
 """
-DECODING = ("size", "channels", "fit", "on_bad_record", "bad_budget")
+BAD = ("on_bad_record", "bad_budget")
+DECODING = ("size", "channels", "fit", *BAD)
 """Flags of sources that decode files or records."""
 FLAGS = {"image": "--image_feature", "label": "--label_feature", "name": "SRC", "files": "SRC"}
 """Of arguments that have another name."""
@@ -146,7 +147,8 @@ def _parser() -> argparse.ArgumentParser:
         default="characters",
         metavar="KIND",
         help="characters, bytes, words, subwords (byte pair encoding, learnt from the training part), sentencepiece (a "
-        "unigram model, likewise) or the path of a tokenizer.json or of a SentencePiece .model (default: characters)",
+        "unigram model, likewise) or the path of a tokenizer.json, of a folder with one or of a SentencePiece .model (default: "
+        "characters)",
     )
     text.add_argument(
         "--vocabulary",
@@ -180,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _images(line: argparse.Namespace) -> None:
     from input_pipeline.batches import DataError
+    from input_pipeline.image_folder import ImageFolder
     from input_pipeline.packing import pack
 
     _check_new(line.destination)
@@ -190,7 +193,8 @@ def _images(line: argparse.Namespace) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from None
     with Progress(sys.stderr, "pictures") as progress:
-        pack(source, line.destination, _identity(line, files), progress)
+        each = isinstance(source, ImageFolder)
+        pack(source, line.destination, Identity(line, files, each), progress)
     print(line.destination)
 
 
@@ -212,7 +216,7 @@ def _text(line: argparse.Namespace) -> None:
     suffixes = TABLES if line.column else (".txt",)
     files = [file for path in (line.source, *given) for file in files_of(path, suffixes)]
     with Progress(sys.stderr, "characters") as progress:
-        pack_corpus(texts, tokenizer, line.destination, _identity(line, files), progress)
+        pack_corpus(texts, tokenizer, line.destination, Identity(line, files), progress)
     print(line.destination)
 
 
@@ -325,17 +329,45 @@ def _numbers(line: argparse.Namespace, flag: str, like: str, what: str) -> tuple
     return tuple(map(int, found))
 
 
-def _identity(line: argparse.Namespace, files: Sequence[pathlib.Path]) -> str:
-    """A digest of the arguments and of the names, sizes and times of the files: another conversion has another."""
-    state = hashlib.sha256()
-    options = {k: v for k, v in vars(line).items() if k not in ("source", "destination")}
-    options["array"] = line.source.partition(".npz:")[2]
-    state.update(json.dumps(options, sort_keys=True).encode())
-    for file in files:
-        known = file.stat()
-        place = os.fsencode(file.resolve())
-        state.update(b"\n%s %d %d" % (place, known.st_size, known.st_mtime_ns))
-    return state.hexdigest()
+class Identity:
+    """Digests of the arguments and of the names, sizes and times of the files: another conversion has another.
+
+    What made no difference yet may change before it goes on: what is done about bad pictures until one was skipped, and if
+    each file is a picture, those that were not read yet.
+
+    Args:
+      line: the arguments.
+      files: that are converted.
+      each: whether each is a unit of the conversion, in order.
+    """
+
+    def __init__(
+        self, line: argparse.Namespace, files: Sequence[pathlib.Path], each: bool = False
+    ) -> None:
+        options = {k: v for k, v in vars(line).items() if k not in ("source", "destination", *BAD)}
+        options["array"] = line.source.partition(".npz:")[2]
+        self._skips = getattr(line, "on_bad_record", None)
+        self._options = json.dumps(options, sort_keys=True).encode()
+        self._files = [_digest(file) for file in files]
+        self._each = each
+        self._read, self._state = 0, hashlib.sha256(self._options)
+
+    def __call__(self, done: int, skipped: Sequence[str]) -> str:
+        """Of what has done so many units, none of them fewer than before, and skipped these."""
+        end = done if self._each else len(self._files)
+        for file in self._files[self._read : end]:
+            self._state.update(file)
+        self._read = end
+        state = self._state.copy()
+        if skipped:
+            state.update(str(self._skips).encode())
+        return state.hexdigest()
+
+
+def _digest(file: pathlib.Path) -> bytes:
+    known = file.stat()
+    named = b"%s %d %d" % (os.fsencode(file.resolve()), known.st_size, known.st_mtime_ns)
+    return hashlib.blake2b(named, digest_size=16).digest()
 
 
 def _user_error(error: Exception, destination: str) -> UserError | None:

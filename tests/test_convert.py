@@ -194,6 +194,55 @@ def test_another_array_of_the_same_file_begins_again(sources, conversion, monkey
     np.testing.assert_array_equal(found[..., 0], 255 - PICTURES)
 
 
+@pytest.mark.parametrize("remedy", ["mended", "skip"])
+def test_a_bad_picture_costs_nothing_that_was_done(
+    remedy, sources, conversion, monkeypatch, capsys
+):
+    """It goes on once the picture is mended, or told to skip it."""
+    monkeypatch.chdir(sources)
+    good = Path("folder/c/5.png").read_bytes()
+    Path("folder/c/5.png").write_bytes(b"?")
+    monkeypatch.setattr(packing, "CHUNK", 2)
+    monkeypatch.setattr(writing, "SAVE_SECONDS", 0)
+    assert conversion.main(["images", "folder", "packed"]) == 65
+    assert "c/5.png cannot be read" in capsys.readouterr().err
+    # If the conversion began again this would be gone.
+    with open(".packed.partial/images.npy", "r+b") as file:
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        file.write(bytes([7] * PICTURES[0].size))
+    if remedy == "mended":
+        Path("folder/c/5.png").write_bytes(good)
+        assert conversion.main(["images", "folder", "packed"]) == 0
+    else:
+        assert conversion.main("images folder packed --on_bad_record=skip".split()) == 0
+    found = np.load("packed/images.npy")[..., 0]
+    np.testing.assert_array_equal(found[0], np.full_like(found[0], 7))
+    last = 5 if remedy == "mended" else 1
+    np.testing.assert_array_equal(found[1:], PICTURES[[4, 2, 3, 0, last]][: len(found) - 1])
+
+
+@pytest.mark.parametrize("change", ["picture", "skip"])
+def test_what_made_a_difference_begins_again(change, sources, conversion, monkeypatch, capsys):
+    """A picture that was packed already, and that bad ones are no more skipped after one was."""
+    monkeypatch.chdir(sources)
+    if change == "skip":
+        Path("folder/a/1.png").write_bytes(b"?")
+    command = "images folder packed --on_bad_record=skip".split()
+    with monkeypatch.context() as patch:
+        interrupt(conversion, patch, 4)
+        assert conversion.main(command) == 130
+    capsys.readouterr()
+    if change == "skip":
+        assert conversion.main(["images", "folder", "packed"]) == 65
+        assert "a/1.png cannot be read" in capsys.readouterr().err
+    else:
+        Image.fromarray(PICTURES[0]).save("folder/a/1.png")
+        os.utime("folder/a/1.png", ns=(0, 0))
+        assert conversion.main(command) == 0
+        np.testing.assert_array_equal(np.load("packed/images.npy")[0, ..., 0], PICTURES[0])
+
+
 LINES = "".join(f"line {i} of the text, naïvely\n" for i in range(200))
 
 

@@ -25,6 +25,10 @@ LABELS = RANDOM.integers(0, 7, COUNT)
 SOURCE = Images(PICTURES, LABELS, classes=9)
 
 
+def same(done, skipped):
+    return "same"
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -109,13 +113,13 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
             raise Killed
 
     with pytest.raises(Killed):
-        pack(SOURCE, f"{tmp_path}/set", "same", stop)
+        pack(SOURCE, f"{tmp_path}/set", same, stop)
     assert [path.name for path in tmp_path.iterdir()] == [".set.partial"]
     with pytest.raises(DataError, match=r"is no packed folder, or an incomplete one"):
         Packed(f"{tmp_path}/.set.partial")
     with (tmp_path / ".set.partial/images.npy").open("ab") as file:
         file.write(b"half a row")
-    pack(SOURCE, f"{tmp_path}/set", "same", lambda done, total: seen.append((done, total)))
+    pack(SOURCE, f"{tmp_path}/set", same, lambda done, total: seen.append((done, total)))
     assert seen[0] == (chunks * packing.CHUNK if save_seconds == 0 else 0, COUNT)
     assert seen[-1] == (COUNT, COUNT)
     assert contents(tmp_path / "set") == contents(packed)
@@ -140,16 +144,16 @@ def test_bad_pictures_of_all_starts_of_a_conversion_count(tmp_path, monkeypatch)
 
     (folder / "1.png").write_bytes(b"?")
     with pytest.raises(Killed):
-        pack(source(1), str(packed), "same", stop)
+        pack(source(1), str(packed), same, stop)
     (folder / "6.png").write_bytes(b"?")
     with pytest.raises(tf.errors.OpError) as error:
-        pack(source(1), str(packed), "same")
+        pack(source(1), str(packed), same)
     assert (
         f"DataError: 2 pictures cannot be read, more than ImageFolder.bad_budget = 1: mend or replace {folder}/1.png, "
         f"{folder}/6.png"
     ) in str(error.value)
     enough = source(2)
-    pack(enough, str(packed), "same")
+    pack(enough, str(packed), same)
     assert enough.skipped == [f"{folder}/1.png", f"{folder}/6.png"]
     numbers = np.load(packed / "images.npy")[:, 0, 0, 0]
     np.testing.assert_array_equal(numbers, [0, 2, 2, 3, 4, 5, 7, 7])
@@ -164,8 +168,13 @@ def test_another_conversion_begins_again(packed, tmp_path, monkeypatch):
             raise Killed
 
     with pytest.raises(Killed):
-        pack(Images(255 - PICTURES, LABELS, classes=9), f"{tmp_path}/set", "inverted", stop)
-    pack(SOURCE, f"{tmp_path}/set", "as it is")
+        pack(
+            Images(255 - PICTURES, LABELS, classes=9),
+            f"{tmp_path}/set",
+            lambda *_: "inverted",
+            stop,
+        )
+    pack(SOURCE, f"{tmp_path}/set", lambda *_: "as it is")
     assert contents(tmp_path / "set") == contents(packed)
 
 

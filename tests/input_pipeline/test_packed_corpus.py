@@ -25,6 +25,10 @@ TEXTS = {
 IN_MEMORY = Corpus({name: WORDS.encode(text) for name, text in TEXTS.items()}, WORDS)
 
 
+def same(done, skipped):
+    return "same"
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -94,12 +98,12 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
             raise Killed
 
     with pytest.raises(Killed):
-        pack_corpus(TEXTS, WORDS, f"{tmp_path}/set", "same", stop)
+        pack_corpus(TEXTS, WORDS, f"{tmp_path}/set", same, stop)
     with (tmp_path / ".set.partial/train.npy").open("ab") as file:
         file.write(b"half a word")
     stopped, total = seen[-1], sum(map(len, TEXTS.values()))
     seen.clear()
-    pack_corpus(TEXTS, WORDS, f"{tmp_path}/set", "same", lambda done, total: seen.append(done))
+    pack_corpus(TEXTS, WORDS, f"{tmp_path}/set", same, lambda done, total: seen.append(done))
     assert seen[0] == (stopped if save_seconds == 0 or part == 1 else 0) and seen[-1] == total
     assert contents(tmp_path / "set") == contents(packed)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
@@ -115,8 +119,8 @@ def test_another_conversion_begins_again(other, packed, tmp_path, monkeypatch):
             raise Killed
 
     with pytest.raises(Killed):
-        pack_corpus(TEXTS, other, f"{tmp_path}/set", "same", stop)
-    pack_corpus(TEXTS, WORDS, f"{tmp_path}/set", "same")
+        pack_corpus(TEXTS, other, f"{tmp_path}/set", same, stop)
+    pack_corpus(TEXTS, WORDS, f"{tmp_path}/set", same)
     assert contents(tmp_path / "set") == contents(packed)
 
 
