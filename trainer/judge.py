@@ -25,6 +25,8 @@ SEARCHED = 100_000
 NEIGHBOURS = 5
 """By which neighbourhoods are measured, as Naeem et al. (2020) do."""
 BATCH = 500
+REPEATED = 20 * BATCH
+"""Pictures of a stream in a row that were there before, after which there are no others."""
 
 
 class Judge:
@@ -38,13 +40,13 @@ class Judge:
     Args:
       net: gives the features.
       data: the training whose data set and samples are compared.
-      count: pictures of each kind; None for as many as there are, up to `MOST`. Of a training source that does not know how
-        many it has, half of them at most, since it repeats them.
+      count: pictures of each kind; None for as many as there are, up to `MOST`.
 
     Raises:
       ConfigError: if the model has no pictures or draws none; if the network is not for such pictures; if they are too few to
         have neighbours.
-      UsageError: if it is not known how many training pictures there are, none are held out and no count is given.
+      UsageError: if it is not known how many training pictures there are, and none are held out and no count is given, or the
+        count is of more than there are.
     """
 
     def __init__(self, net: FeatureNet, data: Trainer, count: int | None = None) -> None:
@@ -69,10 +71,16 @@ class Judge:
             raise ConfigError(
                 f"{self.count} pictures of a kind are too few to compare: take more than {NEIGHBOURS}"
             )
-        floor = _Pictures(data.batches)
-        yardstick = floor if held_out is None else _Pictures(data.batches, held_out)
-        self._yardstick = self._remembered(yardstick.take(self.count)).features
-        self.floor = _metrics(self._yardstick, self._remembered(floor.take(self.count)))
+        training = _Pictures(data.batches)
+        held = training if held_out is None else _Pictures(data.batches, held_out)
+        yardstick, floor = held.take(self.count), training.take(self.count)
+        if len(floor) < self.count:
+            most = len(floor) if held_out else (len(yardstick) + len(floor)) // 2
+            raise UsageError(
+                f"the training source has too few pictures to compare {self.count:,} of each kind: give --count={most}, or less"
+            )
+        self._yardstick = self._remembered(yardstick).features
+        self.floor = _metrics(self._yardstick, self._remembered(floor))
 
     def __call__(self, pictures: np.ndarray, classes: int | None = None) -> dict[str, float]:
         """Name -> value, of `count` pictures, uint8 `[count, height, width, channels]`.
@@ -108,7 +116,11 @@ class Judge:
 
 
 class _Pictures:
-    """The pictures of a data set in random order, as people see them: those of training, or of another source."""
+    """The pictures of a data set in random order, as people see them: those of training, or of another source.
+
+    Of a stream, which begins again without a word, none comes twice: those that were there before are left out, and it has no
+    more when for `REPEATED` pictures there was no other.
+    """
 
     def __init__(self, batches: Batches, source: Source | None = None) -> None:
         self._decode = batches.source.decode
@@ -123,16 +135,27 @@ class _Pictures:
         if shown.element_spec["image"].shape != batches.element_spec["image"].shape:
             shown = dataclasses.replace(shown, transforms=batches.transforms)
         self._data = iter(shown.training(Slice()))
-        self._left = np.empty([0])
+        self._left: list[np.ndarray] = []
+        self._seen: set[bytes] | None = set() if shown.examples is None else None
 
     def take(self, count: int) -> np.ndarray:
-        """The next ones, uint8 `[count, height, width, channels]`."""
-        parts = [self._left] if len(self._left) else []
-        while sum(map(len, parts)) < count:
-            parts.append(self._decode(next(self._data)["image"][0]))
-        pictures = np.concatenate(parts)
-        self._left = pictures[count:]
-        return pictures[:count]
+        """The next ones, uint8 `[count, height, width, channels]`, of a stream fewer if it has no more."""
+        repeated = 0
+        while len(self._left) < count and repeated < REPEATED:
+            block = list(self._decode(next(self._data)["image"][0]))
+            new = block if self._seen is None else list(filter(self._is_new, block))
+            repeated = 0 if new else repeated + len(block)
+            self._left += new
+        taken, self._left = self._left[:count], self._left[count:]
+        return np.array(taken)
+
+    def _is_new(self, picture: np.ndarray) -> bool:
+        assert self._seen is not None
+        key = hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
 
 
 def nearest(data: Trainer, pictures: np.ndarray, neighbours: int = 7) -> np.ndarray:
@@ -152,6 +175,8 @@ def nearest(data: Trainer, pictures: np.ndarray, neighbours: int = 7) -> np.ndar
     distances = np.empty([len(pictures), 0])
     for first in range(0, count, BATCH):
         block = known.take(min(BATCH, count - first))
+        if not len(block):
+            break
         further = euclidean_distances(wanted, _flat(block))
         near = np.argsort(further, 1, kind="stable")[:, :neighbours]
         # Of the best so far and the best of the block, the best.

@@ -14,12 +14,14 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing import event_accumulator
 
-from input_pipeline.batches import Batches
+from input_pipeline.batches import Batches, Source, Unindexed
 from input_pipeline.images import Images
+from input_pipeline.streamed import StreamedTFRecords
 from input_pipeline.transforms import CentreCrop, Dequantize, Normalize, Resize
 from models.sample_metrics import frechet_distance
 from tests.trainer.objectives import quiet
 from trainer import catalogue, config_files, judge
+from trainer.exits import UsageError
 from trainer.features import ClassifierNet, Seen
 from trainer.main import main
 from trainer.trainer import Trainer
@@ -28,6 +30,7 @@ SMALL = (
     "--gin_param=STEPS=40 --gin_param=Experiment.log_every=40 --gin_param=ConvolutionalEncoder.width=4 "
     "--strategy=one_device"
 )
+DIGITS = np.rint(load_digits()["images"] / 16 * 255).astype(np.uint8)
 DISTANCES = {"frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"}
 
 
@@ -42,6 +45,26 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     assert lockstep(f"train classifier/digits --workdir={folder}/classifier {SMALL}") == 0
     assert lockstep(f"train vae/digits --workdir={folder}/vae --gin_param=STEPS=40 {SMALL}") == 0
     return folder
+
+
+def write_records(path: str, pictures: np.ndarray) -> None:
+    """Pictures as bytes in TFRecords."""
+    with tf.io.TFRecordWriter(path) as writer:
+        for picture in pictures:
+            pixels = tf.train.BytesList(value=[picture.tobytes()])
+            feature = {"image": tf.train.Feature(bytes_list=pixels)}
+            record = tf.train.Example(features=tf.train.Features(feature=feature))
+            writer.write(record.SerializeToString())
+
+
+def training_on(source: Source | Unindexed, **arguments: object) -> SimpleNamespace:
+    """What of a training is looked at."""
+    batches = Batches(source, global_batch=4, **arguments)
+    return SimpleNamespace(batches=batches, objective=SimpleNamespace(sample=len))
+
+
+def distinct(pictures: np.ndarray) -> set[bytes]:
+    return {picture.tobytes() for picture in pictures}
 
 
 def the_vae(runs: pathlib.Path) -> Trainer:
@@ -98,13 +121,7 @@ def test_samples_are_shown_beside_the_nearest_training_pictures(runs):
 
 def test_pictures_of_a_stream_are_compared(runs, capsys, tmp_path, monkeypatch):
     """Whose number is not known: as many as are asked for, no fewer by default, and neighbours among as many as are searched."""
-    digits = load_digits()["images"]
-    with tf.io.TFRecordWriter(f"{tmp_path}/digits") as writer:
-        for digit in np.rint(digits / 16 * 255).astype(np.uint8):
-            pixels = tf.train.BytesList(value=[digit.tobytes()])
-            feature = {"image": tf.train.Feature(bytes_list=pixels)}
-            record = tf.train.Example(features=tf.train.Features(feature=feature))
-            writer.write(record.SerializeToString())
+    write_records(f"{tmp_path}/digits", DIGITS)
     monkeypatch.setattr(judge, "SEARCHED", 1000)
     lines = [
         "Experiment.objective = @VAE",
@@ -146,8 +163,7 @@ def test_a_training_ends_with_the_comparison(runs, capsys, tmp_path):
 
 
 def test_the_real_pictures_are_the_data(runs, monkeypatch):
-    """Held out beside training pictures; where none is held out, two halves without an overlap."""
-    digits = load_digits()["images"].astype(np.uint8)
+    """Held out beside training pictures."""
     seen: list[np.ndarray] = []
     see = ClassifierNet.__call__
 
@@ -161,11 +177,59 @@ def test_the_real_pictures_are_the_data(runs, monkeypatch):
     assert lockstep(f"evaluate --workdir={runs}/vae --features={runs}/classifier") == 0
     held_out, real, samples = seen
     assert len(held_out) == len(samples) == len(real) == 180
-    known = {np.rint(digit / 16 * 255).astype(np.uint8).tobytes() for digit in digits}
-    for pictures in (held_out, real):
-        assert {picture.tobytes() for picture in pictures} <= known
-    assert not {p.tobytes() for p in held_out} & {p.tobytes() for p in real}
-    assert len({p.tobytes() for p in samples}) == 180
+    assert distinct(held_out) | distinct(real) <= distinct(DIGITS)
+    assert not distinct(held_out) & distinct(real)
+    assert len(distinct(samples)) == 180
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_where_none_is_held_out_two_halves_are_compared(streamed, tmp_path):
+    """Without an overlap, also of a stream, which begins again before all of it has come."""
+    write_records(f"{tmp_path}/digits", DIGITS[:101])
+    source = Images(DIGITS[:101])
+    if streamed:
+        files = f"{tmp_path}/digits"
+        source = StreamedTFRecords(files, image="image", shape=(8, 8, 1), buffer=1000)
+    seen = []
+
+    class Spy(Means):
+        def __call__(self, pictures: np.ndarray) -> Seen:
+            seen.append(pictures)
+            return super().__call__(pictures)
+
+    compare = judge.Judge(Spy(tmp_path, b"spy"), training_on(source), 50)
+    assert compare.count == 50 and [len(pictures) for pictures in seen] == [50, 50]
+    yardstick, floor = map(distinct, seen)
+    assert len(yardstick) == len(floor) == 50 and not yardstick & floor
+    assert yardstick | floor <= distinct(DIGITS[:101])
+    if streamed:
+        says = "too few pictures to compare 70 of each kind: give --count=50, or less"
+        with pytest.raises(UsageError, match=says):
+            judge.Judge(Spy(tmp_path, b"spy"), training_on(source), 70)
+
+
+def test_neighbours_in_a_stream_are_different_pictures(tmp_path):
+    write_records(f"{tmp_path}/digits", DIGITS[:40])
+    source = StreamedTFRecords(f"{tmp_path}/digits", image="image", shape=(8, 8, 1), buffer=10)
+    table = judge.nearest(training_on(source), DIGITS[:2, ..., np.newaxis], neighbours=7)
+    for row in table:
+        distances = ((DIGITS[:40] - 1.0 * row[0, ..., 0]) ** 2).sum((1, 2))
+        np.testing.assert_array_equal(row[1:, ..., 0], DIGITS[np.argsort(distances)[:7]])
+
+
+def test_what_a_classifier_takes_pictures_for_is_summed_up(tmp_path):
+    class Sure(Means):
+        def __call__(self, pictures: np.ndarray) -> Seen:
+            probabilities = np.full([len(pictures), 3], 0.1)
+            probabilities[np.arange(len(pictures)), (np.arange(len(pictures)) % 5) // 2] = 0.8
+            return Seen(super().__call__(pictures).features, probabilities)
+
+    compare = judge.Judge(Sure(tmp_path, b"sure"), training_on(Images(DIGITS[:100])), 50)
+    found = compare(DIGITS[:50, ..., np.newaxis])
+    for shares in (found, compare.floor):
+        assert shares["confidence"] == pytest.approx(0.8)
+        # Of each five, two are taken for the first class, two for the second and one for the third.
+        assert (shares["rarest_class"], shares["commonest_class"]) == (0.2, 0.4)
 
 
 def test_evaluate_takes_inception_with_a_file_of_weights(runs, capsys, tmp_path):
@@ -231,13 +295,8 @@ def test_training_pictures_may_be_of_another_size_than_the_held_out(given, count
             return Seen(np.stack([pictures.mean((1, 2, 3)), pictures.std((1, 2, 3))], 1))
 
     pictures = np.random.default_rng(0).integers(0, 256, [70, 8, 8], np.uint8)
-    batches = Batches(
-        Images(pictures[:40]),
-        global_batch=4,
-        transforms=[CentreCrop(6)],
-        validation=Images(pictures[40:, :6, :6]),
-    )
-    data = SimpleNamespace(batches=batches, objective=SimpleNamespace(sample=len))
+    held_out = Images(pictures[40:, :6, :6])
+    data = training_on(Images(pictures[:40]), transforms=[CentreCrop(6)], validation=held_out)
     compare = judge.Judge(Greys(tmp_path, b"greys"), data, given)
     assert compare.count == count and set(compare.floor) == DISTANCES
 
