@@ -343,8 +343,8 @@ class GAN:
             right = tf.cast(real_output > boundary, noise.dtype)
             metrics["accuracy"] = (right + tf.cast(fake_output < boundary, noise.dtype)) / 2
         if self.watch_diversity:
-            metrics["real_diversity"] = diversity(real)
-            metrics["fake_diversity"] = diversity(fake)
+            metrics["real_diversity"] = diversity(real, labels, self.classes)
+            metrics["fake_diversity"] = diversity(fake, labels, self.classes)
         return metrics
 
 

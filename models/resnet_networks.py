@@ -204,13 +204,16 @@ class ResNetDiscriminator(keras.layers.Layer):
 
 
 class _Up(keras.layers.Layer):
-    """norm, ReLU, doubled, 3×3, norm, ReLU, 3×3; beside it doubled, 1×1 (Miyato et al. 2018, figure 9)."""
+    """norm, ReLU, doubled, 3×3, norm, ReLU, 3×3; beside it doubled, 1×1 (Miyato et al. 2018, figure 9).
+
+    Its convolutions have no biases, which the norms behind it would take away again, those of all further blocks too.
+    """
 
     def __init__(
         self, channels: int, noise: Noise, name: str, group: int, classes: int, *, spectral: bool
     ):
         super().__init__(name=name)
-        noise, options = noise(name), {"spectral": spectral}
+        noise, options = noise(name), {"spectral": spectral, "use_bias": False}
         self.norms = [GhostBatchNorm(group, f"norm_{i}", classes=classes) for i in range(2)]
         self.convolutions = [
             kind(channels, 3, noise, f"convolution_{i}", scale=RESIDUAL_SCALE, **options)

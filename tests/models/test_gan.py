@@ -417,6 +417,14 @@ def test_diversity_is_the_difference_of_two_neighbours():
         diversity(x[:3])
 
 
+def test_diversity_of_classes_is_that_within_a_class():
+    x = images(tf.float64)["image"]
+    within = diversity(2 * x - 1).numpy()
+    labels = tf.constant([2, 2, 0, 1, 1, 1, 2, 0])
+    found = diversity(2 * x - 1, labels, 3)
+    np.testing.assert_allclose(found, within * [3, 3, 0, 0, 3, 3, 0, 0], rtol=1e-12)
+
+
 def test_the_discriminators_dropout_differs_for_real_and_generated_examples():
     """With the same examples for both, D(real) is not D(fake)."""
     gan = build(convolutional)

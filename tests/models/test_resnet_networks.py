@@ -41,7 +41,7 @@ def images(shape=(8, 8, 1)):
 
 
 def convolve(layer, x):
-    return tf.nn.conv2d(x, layer.kernel, 1, "SAME") + layer.bias
+    return tf.nn.conv2d(x, layer.kernel, 1, "SAME") + (layer.bias if layer.use_bias else 0)
 
 
 def enlarge(x):
