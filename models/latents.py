@@ -16,6 +16,10 @@ from models.distributions import Normal, standard_log_density
 from models.image_networks import NetworkFactory
 from models.mlp import MLPDecoder, MLPEncoder
 from models.objective import Noise
+from models.tables import COLUMNS, axes
+
+REACH = 3.0
+"""Of a traversal, in standard deviations of the prior."""
 
 
 class Paths:
@@ -88,6 +92,19 @@ class Prior(keras.layers.Layer):
         """That of each stochastic layer, `[b, units]`: q(z | x)'s, which is given, then of each layer at the mean below it."""
         return [mean]
 
+    def traversals(self, posterior: Normal, noise: Noise) -> tf.Tensor:
+        """Latents on lines through that of the first example, `[lines, COLUMNS, units]`.
+
+        On each line one unit of the uppermost stochastic layer goes from -3 to 3, the standard deviations of its prior; the unit
+        whose KL divergence, the mean over examples, is the largest comes first. Below it each layer is the mean given the
+        one above.
+
+        Args:
+          posterior: q(z | x) `[b, units]`.
+          noise: b rows.
+        """
+        raise NotImplementedError
+
     def draw(self, noise: Noise) -> tf.Tensor:
         """`[rows, units]`."""
         raise NotImplementedError
@@ -115,6 +132,9 @@ class StandardNormal(Prior):
         z = paths.through(z)
         ratio = standard_log_density(z) - paths.posterior(posterior).log_density(z)
         return tf.reduce_sum(ratio, 2)
+
+    def traversals(self, posterior: Normal, noise: Noise) -> tf.Tensor:
+        return _traversals(posterior)
 
     def draw(self, noise: Noise) -> tf.Tensor:
         return noise.normal([self.units])
@@ -191,6 +211,11 @@ class StochasticLayer(Prior):
         upper = self._posterior(mean[:, tf.newaxis], noise, training=False)
         return [mean, upper.mean[:, 0]]
 
+    def traversals(self, posterior: Normal, noise: Noise) -> tf.Tensor:
+        upper = self._posterior(posterior.mean[:, tf.newaxis], noise, training=False)
+        u = _traversals(Normal(upper.mean[:, 0], upper.log_variance[:, 0]))
+        return self._likelihood(u, noise, training=False).mean
+
     def draw(self, noise: Noise) -> tf.Tensor:
         u = noise("upper").normal([1, self.latent])
         likelihood = self._likelihood(u, noise, training=False)
@@ -203,6 +228,13 @@ class StochasticLayer(Prior):
     def _likelihood(self, u: tf.Tensor, noise: Noise, training: bool) -> Normal:
         """p(z | u), `[b, k, units]`, of `[b, k, latent]`."""
         return Normal.of(of_samples(self.decoder, u, noise("decoder"), training))
+
+
+def _traversals(posterior: Normal) -> tf.Tensor:
+    """Lines through the first example's mean along its units: see `Prior.traversals`, of a posterior `[b, units]`."""
+    count = min(posterior.mean.shape[1], COLUMNS)
+    chosen = tf.math.top_k(tf.reduce_mean(posterior.divergence(), 0), count).indices
+    return axes(posterior.mean[0], chosen, REACH, COLUMNS)
 
 
 def of_samples(

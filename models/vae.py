@@ -21,7 +21,7 @@ from models.layers import Centring
 from models.likelihoods import Bernoulli, LikelihoodFactory
 from models.mlp import MLPDecoder, MLPEncoder
 from models.objective import Batch, Feature, Metrics, Noise, Optimizer, Phase
-from models.tables import COLUMNS, axes, line
+from models.tables import COLUMNS, line
 
 ADAM = Optimizer()
 EXACT_ELBO = ELBO()
@@ -177,12 +177,11 @@ class VAE:
         """Tables of expected pictures.
 
         "reconstructions": images above what is made of their posterior means. "interpolations": from one image's to the
-        next one's, in pairs. "traversals": the first image's, with one latent at a time from -3 to 3, those whose KL
-        divergence is the largest.
+        next one's, in pairs. "traversals": the first image's, with one latent at a time from -3 to 3, see
+        `Prior.traversals`.
         """
         posterior = self._posterior(batch, noise, training=False)
-        mean, divergence = posterior.mean, posterior.divergence()
-        labels = batch.get("label")
+        mean, labels = posterior.mean, batch.get("label")
 
         def shown(z: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor:
             """Latents `[n, k, latent]`, labels `[n]` -> `[n, k, height, width, channels]`."""
@@ -200,10 +199,9 @@ class VAE:
             starts = None if labels is None else labels[: 2 * pairs : 2]
             path = line(mean[: 2 * pairs : 2], mean[1 : 2 * pairs : 2], COLUMNS)
             tables["interpolations"] = shown(path, starts)
-        count = min(self.latent, COLUMNS)
-        chosen = tf.math.top_k(tf.reduce_mean(divergence, 0), count).indices
-        first = None if labels is None else tf.repeat(labels[:1], count)
-        tables["traversals"] = shown(axes(mean[0], chosen, 3.0, COLUMNS), first)
+        latents = self.prior.traversals(posterior, noise("prior"))
+        first = None if labels is None else tf.repeat(labels[:1], latents.shape[0])
+        tables["traversals"] = shown(latents, first)
         return tables
 
     def terms(self, batch: Batch, noise: Noise, training: bool) -> Terms:

@@ -259,3 +259,22 @@ def test_parameter_counts_by_hand():
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match=r"StochasticLayer\.latent is 0"):
         StochasticLayer(3, noise=Noise(1, "init", rows=1), name="prior", latent=0)
+
+
+def test_traversals_are_of_the_upper_layer():
+    """Whose units go from -3 to 3, the one that says most first; the lower one is the mean given them."""
+    vae = build(two_layers, "float64")
+    batch, noise = images(), Noise(1, "pictures", rows=ROWS, dtype=tf.float64)
+    table = vae.pictures(batch, noise)["traversals"]
+    weights = {path: v.numpy() for path, v in variables(vae).items()}
+    x = batch["image"].numpy().reshape(ROWS, -1)
+    mean = np.split(network(weights, "encoder", x), 2, 1)[0]
+    upper_mean, upper_log_variance = np.split(network(weights, "prior/encoder", mean), 2, 1)
+    divergence = (np.exp(upper_log_variance) + upper_mean**2 - 1 - upper_log_variance) / 2
+    assert table.shape == (UPPER, 8, 4, 4, 1)
+    for row, unit in enumerate(np.argsort(-divergence.mean(0))):
+        for column, value in ((0, -3.0), (7, 3.0)):
+            u = np.where(np.arange(UPPER) == unit, value, upper_mean[0])
+            z = np.split(network(weights, "prior/decoder", u[np.newaxis]), 2, 1)[0]
+            expected = scipy.special.expit(network(weights, "decoder", z)).reshape(4, 4, 1)
+            np.testing.assert_allclose(table[row, column], expected, rtol=1e-10)
