@@ -21,11 +21,12 @@ LOW_PRECISION = ("float16", "bfloat16")
 class Dropout(keras.layers.Layer):
     """Inverted dropout (Srivastava et al. 2014): zero with probability `rate`, else divided by 1 - rate.
 
-    With `same_in_time` the first axis after the batch, time, has one mask (variational dropout; Gal & Ghahramani 2016).
+    With `same_in_time` the first axis after the batch, time, has one mask (variational dropout; Gal & Ghahramani 2016). Without
+    `autocast` what it is given keeps its dtype under mixed precision.
     """
 
-    def __init__(self, rate: float, name: str, same_in_time: bool = False):
-        super().__init__(name=name)
+    def __init__(self, rate: float, name: str, same_in_time: bool = False, autocast: bool = True):
+        super().__init__(name=name, autocast=autocast)
         if not 0 <= rate < 1:
             raise ValueError(f"the dropout rate is {rate}: it must be at least 0 and below 1")
         self.rate = rate

@@ -14,7 +14,7 @@ from models.xla import in_xla
 
 State = tuple[tf.Tensor, tf.Tensor]
 """Output h and cell c of one layer, `[b, units]` each, in the variable dtype."""
-LARGE = 4096
+LARGE = 2048
 """Numbers in h from which on the loops are compiled, which takes a second."""
 
 

@@ -83,7 +83,8 @@ class LSTMNetwork(keras.layers.Layer):
         self.dropouts = [
             Dropout(dropout, f"dropout_{i}", variational) for i in range(len(widths) + 1)
         ]
-        self.recurrent_dropout = Dropout(recurrent_dropout, "recurrent_dropout")
+        # Of h, which is not in a low precision.
+        self.recurrent_dropout = Dropout(recurrent_dropout, "recurrent_dropout", autocast=False)
         self.zoneout = Zoneout(zoneout_h, zoneout_c)
         self.build()
 

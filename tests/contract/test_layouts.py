@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from models import lstm
 from tests.contract.families import (
     FAMILIES,
     OTHERS,
@@ -102,15 +103,24 @@ def test_batch_norm_in_a_discriminator_is_the_same(tmp_path):
 
 def test_classes_spectral_norm_and_a_lazy_penalty_are_the_same(tmp_path):
     """The vectors of spectral norm move with the weights alone; the penalty comes at every fourth step."""
-    one = train(class_gan(steps=10), ONE, tmp_path / "one")
-    two = train(class_gan(steps=10), LAYOUTS[BOTH], tmp_path / "two")
+    evaluated = class_gan(steps=10, evaluate_every=10)
+    one = train(evaluated, ONE, tmp_path / "one")
+    two = train(evaluated, LAYOUTS[BOTH], tmp_path / "two")
     assert_close(two, one, losses=1e-9, weights=1e-8)
+    assert "eval/fake_diversity" in one.rows[-1][2]
     penalties = [metrics["train/discriminator/gradient_penalty"] for _, _, metrics in one.rows]
     assert [penalty > 0 for penalty in penalties] == [step % 4 == 0 for step in range(10)]
     vectors = [name for name in one.weights if name.endswith("/u")]
     assert vectors
     for name in vectors:
         assert abs(one.weights[name] - one.initial[name]).max() > 0.01, name
+
+
+def test_loops_that_xla_compiles_within_a_step_are_the_same(one_device, tmp_path, monkeypatch):
+    """As those of an LSTM of usual size on CPU."""
+    monkeypatch.setattr(lstm, "LARGE", 1)
+    run = train(FAMILIES["lstm"](), LAYOUTS[BOTH], tmp_path)
+    assert_close(run, one_device("lstm", "float64", 50), losses=1e-9, weights=1e-8)
 
 
 @pytest.mark.parametrize("make", [iwae, two_layers])

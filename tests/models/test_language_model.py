@@ -62,7 +62,7 @@ def spread(model, scale=3.0):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(("policy", "jit"), checks.WAYS)
 def test_gradients_are_finite_dense_and_connected(policy, jit, tied):
-    model = build(policy, dropout=0.3, tied=tied)
+    model = build(policy, dropout=0.3, recurrent_dropout=0.2, tied=tied)
     (phase,) = model.phases
     assert checks.check_phase(model, phase, batch(), policy, jit) == set()
     if jit:
@@ -112,6 +112,18 @@ def test_recurrent_dropout_draws_once_a_layer_and_not_in_evaluation():
     np.testing.assert_allclose(dropped[:, 0], plain[:, 0], rtol=1e-12)
     assert np.all(np.abs(dropped[:, -1] - plain[:, -1]) > 1e-6)
     np.testing.assert_allclose(loss, dropped.mean(1), rtol=1e-12)
+
+
+def test_recurrent_dropout_is_one_mask_at_all_times():
+    """Zero with its rate, else 1 / (1 - rate), by which each layer multiplies h before its product."""
+    network = spread(build(recurrent_dropout=0.25)).network
+    found, _ = network(batch()["tokens"], noise=noise(), training=True)
+    x, drawn = embed(network.table.value, batch()["tokens"]), noise()
+    for i, layer in enumerate(network.layers):
+        kept = ~drawn(f"lstm_{i}_recurrent").bernoulli(0.25, [layer.units])
+        x, _ = layer(x, None, tf.cast(kept, tf.float64) / 0.75)
+    expected = x.numpy() @ network.kernel.numpy() + network.bias.numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-14)
 
 
 def test_initial_weights():
