@@ -90,8 +90,7 @@ class KerasHubNetwork(keras.layers.Layer):
             raise ValueError(f"lora_layers is {list(names)}: choose one or more of {known}")
         for layer in layers:
             if layer.name in names:
-                limit = 1 / math.sqrt(layer.kernel.shape[0])
-                start = Uniform(noise(layer.path), limit)
+                start = Uniform(noise(layer.path), 1 / math.sqrt(inputs_of(layer)))
                 layer.enable_lora(rank, a_initializer=start, lora_alpha=alpha)
         for variable in self.variables:
             variable.trainable = variable.name in LEARNT
@@ -125,3 +124,13 @@ class KerasHubNetwork(keras.layers.Layer):
     def _logits(self, tokens: tf.Tensor, training: bool) -> tf.Tensor:
         inputs = {"token_ids": tokens, "padding_mask": tf.ones_like(tokens)}
         return self.model(inputs, training=training)[:, :, : self.vocabulary]
+
+
+def inputs_of(layer: keras.layers.Dense | keras.layers.EinsumDense) -> int:
+    """How many numbers each output of a built layer is a sum over."""
+    shape = layer.kernel.shape
+    if isinstance(layer, keras.layers.Dense):
+        return shape[0]
+    operands, output = layer.equation.split("->")
+    axes = operands.split(",")[1].replace(".", "")
+    return math.prod(n for axis, n in zip(axes, shape, strict=True) if axis not in output)
