@@ -203,7 +203,9 @@ def evaluate(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         return
     title = f"{line.workdir}, step {step}"
     if metrics:
-        _print_table(title, {"mean": metrics} | ({"baseline": baseline} if baseline else {}))
+        # It says of how much text it is, once it is computed.
+        beside = {str(trainer.experiment.baseline): baseline} if baseline else {}
+        _print_table(title, {"mean": metrics} | beside)
     if judge:
         _print_table(f"{title}, in the eyes of {judge.name}", compared)
     space = {"features": judge.name} if judge else {}

@@ -371,6 +371,7 @@ RUNS |= {"vae_float32": ("vae", SHORT)}
 RUNS |= {"fingerprint": ("fingerprint", {})}
 UNEVALUATED = {"steps": 10, "evaluate_every": 0, "best_metric": None}
 RUNS |= {family: (family, UNEVALUATED) for family in OTHERS}
+RUNS |= {"iwae": ("iwae", {"steps": 10})}
 FAULTS = {"vae_flipped": ("vae", {"checkpoint_every": 20}), "spoilt": ("spoilt", {})}
 """More runs of two workers. In those called flipped a bit flips in a weight of worker 1 after `FLIP_STEP` steps."""
 FLIP_STEP = 30

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from tests.contract.families import EXPERIMENTS
+from tests.contract.families import EXPERIMENTS, OTHERS
 from tests.contract.runs import Run, assert_close, assert_equal, results
 from trainer import ledger
 from trainer.checkpoint import read
@@ -196,9 +196,9 @@ RESTARTS = {
     ),
     "lstm": ([(TWO, ["before_rename", 2]), (ACCUMULATING, None)], ONE),
 }
-# With --full: lazy penalties, codebooks, several samples and two stochastic layers.
+# With --full: lazy penalties, codebooks, several samples and two stochastic layers, transformers and what they adapt.
 MORE_RESTARTS = dict.fromkeys(
-    ("class_gan", "vq_vae", "iwae", "two_layers"),
+    OTHERS,
     ([(ONE, ["after_rename", 2]), (TWO, ["before_rename", 3]), (ACCUMULATING, None)], ONE),
 )
 
