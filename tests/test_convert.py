@@ -8,6 +8,7 @@ import importlib.util
 import io
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -46,32 +47,33 @@ def example(image, label, key="image/encoded"):
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
-@pytest.fixture
-def sources(tmp_path):
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory):
     """A folder with the same pictures and labels in each form."""
+    folder = tmp_path_factory.mktemp("forms")
     for name, count in (("train", 6), ("t10k", 2)):
         for kind, array in (("images-idx3", PICTURES[:count]), ("labels-idx1", LABELS[:count])):
             head = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-            path = tmp_path / "mnist" / f"{name}-{kind}-ubyte.gz"
+            path = folder / "mnist" / f"{name}-{kind}-ubyte.gz"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(gzip.compress(head + array.tobytes()))
     for shard in range(2):
-        with tf.io.TFRecordWriter(f"{tmp_path}/train.tfrecord-{shard}") as writer:
+        with tf.io.TFRecordWriter(f"{folder}/train.tfrecord-{shard}") as writer:
             for array, label in list(zip(PICTURES, LABELS, strict=True))[3 * shard : 3 * shard + 3]:
                 file = io.BytesIO()
                 Image.fromarray(array).save(file, "PNG")
                 writer.write(example(file.getvalue(), int(label)))
     for name in ("a.tfrecord", "a"):
-        path = tmp_path / "set[1]" / name
+        path = folder / "set[1]" / name
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes((tmp_path / "train.tfrecord-1").read_bytes())
-    with tf.io.TFRecordWriter(f"{tmp_path}/records") as writer:
+        path.write_bytes((folder / "train.tfrecord-1").read_bytes())
+    with tf.io.TFRecordWriter(f"{folder}/records") as writer:
         for array, label in zip(PICTURES, LABELS, strict=True):
             writer.write(example(array.tobytes(), int(label), "pixels"))
-    np.save(tmp_path / "images.npy", PICTURES)
-    np.savez(tmp_path / "both.npz", x=PICTURES, y=LABELS)
+    np.save(folder / "images.npy", PICTURES)
+    np.savez(folder / "both.npz", x=PICTURES, y=LABELS)
     for number, (array, label) in enumerate(zip(PICTURES, LABELS, strict=True)):
-        path = tmp_path / "folder" / "abc"[label] / f"{number}.png"
+        path = folder / "folder" / "abc"[label] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(array).save(path)
     tfds.disable_progress_bar()
@@ -91,10 +93,16 @@ def sources(tmp_path):
             ]
             for split, count in (("train", 6), ("test", 2))
         },
-        data_dir=tmp_path,
+        data_dir=folder,
         disable_shuffling=True,
     )
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def sources(forms, tmp_path):
+    """A copy of it, as a test may change."""
+    return shutil.copytree(forms, tmp_path, dirs_exist_ok=True)
 
 
 IDX = "mnist/train-images-idx3-ubyte.gz --labels=mnist/train-labels-idx1-ubyte.gz"
