@@ -76,6 +76,9 @@ class Unindexed(Protocol):
     def records(self, worker: int, workers: int, seed: int, step: int) -> tf.data.Dataset:
         """What worker `worker` of `workers` reads from a step on, without end: of each example a structure of scalars."""
 
+    def once(self, seed: int) -> tf.data.Dataset:
+        """Of each example one such structure, in an order that depends on the seed."""
+
     def read(self, records: Any) -> dict[str, tf.Tensor]:
         """The examples of `[n]` of these: name -> `[n, *shape]`. Traced as `Source.read` is."""
 

@@ -133,22 +133,39 @@ class StreamedTFRecords:
             )
         # Position p of the endless sequence of passes is that of worker p modulo workers.
         positions = tf.data.Dataset.counter(step * workers + worker, workers)
+        data = self._shuffled(positions, len(self._paths) // workers, seed, f"{step}:{worker}")
+        return data.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+
+    def once(self, seed: int) -> tf.data.Dataset:
+        """The `Record`s of one pass over all shards."""
+        return self._shuffled(
+            tf.data.Dataset.range(len(self._paths)), len(self._paths), seed, "once"
+        )
+
+    def _shuffled(
+        self, positions: tf.data.Dataset, most: int, seed: int, which: str
+    ) -> tf.data.Dataset:
+        """The `Record`s of the shards at some positions of the endless sequence of passes.
+
+        Args:
+          positions: of a part of the shards each.
+          most: how many of them may be read at a time; more would be a shard and its next pass.
+          seed: of the order of the shards and, with `which`, of the records.
+          which: part it is.
+        """
         paths = tf.constant(self._paths)
 
         def shard(position: tf.Tensor) -> tf.data.Dataset:
             return _records(paths[shuffled_ids(position[tf.newaxis], len(paths), seed)[0]])
 
-        # More at a time would be a shard and its next pass.
-        cycle = min(self._interleave, len(self._paths) // workers)
         data = positions.interleave(
             tf.autograph.experimental.do_not_convert(shard),
-            cycle_length=cycle,
+            cycle_length=min(self._interleave, most),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
-        key = hashlib.blake2b(f"{seed}:{step}:{worker}".encode(), digest_size=7).digest()
-        data = data.shuffle(self._buffer, seed=int.from_bytes(key, "little"))
-        return data.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+        key = hashlib.blake2b(f"{seed}:{which}".encode(), digest_size=7).digest()
+        return data.shuffle(self._buffer, seed=int.from_bytes(key, "little"))
 
     def read(self, records: Record) -> dict[str, tf.Tensor]:
         """The examples of `Record`s, `[n]` each."""

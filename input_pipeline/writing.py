@@ -95,8 +95,9 @@ def write_folder(
                     lengths[name] += len(array)
                 if time.monotonic() - saved > SAVE_SECONDS or done == total:
                     _on_disk(files)
-                    before = {"done": done, "lengths": lengths, "skipped": skipped}
-                    before["identity"] = identity(done, skipped)
+                    names = list(skipped)  # To which others add at any time.
+                    before = {"done": done, "lengths": lengths, "skipped": names}
+                    before["identity"] = identity(done, names)
                     _replace(partial / PROGRESS, _json(state | before))
                     saved = time.monotonic()
                 report(done, total)

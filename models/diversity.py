@@ -8,13 +8,12 @@ import tensorflow as tf
 def diversity(images: tf.Tensor, labels: tf.Tensor | None = None, classes: int = 0) -> tf.Tensor:
     """The mean absolute difference of the two images of a pair of consecutive examples, of pixels from black 0 to white 1.
 
-    Of images of classes, which differ from each other in any case, only pairs of one class have a difference, `classes` times,
-    the others none: the mean over pairs is that within a class, if classes are as frequent as each other.
+    Images of two classes, which differ in any case, count as alike: a mean over pairs is smaller by the share of those of one
+    class, and is to be compared with that of other images of the same labels.
 
     Args:
       images: `[b, height, width, channels]` in [-1, 1], b even: example 2k is the neighbour of 2k + 1.
       labels: their classes, integers `[b]`, or None.
-      classes: how many there are; with `labels`.
 
     Returns:
       `[b]`, alike for both of a pair.
@@ -32,5 +31,5 @@ def diversity(images: tf.Tensor, labels: tf.Tensor | None = None, classes: int =
     differences = tf.reduce_mean(tf.abs(pairs[:, 0] - pairs[:, 1]), 1) / 2
     if labels is not None:
         first, second = tf.unstack(tf.reshape(labels, [rows // 2, 2]), axis=1)
-        differences *= classes * tf.cast(first == second, differences.dtype)
+        differences *= tf.cast(first == second, differences.dtype)
     return tf.repeat(differences, 2)

@@ -58,8 +58,8 @@ class GAN:
       augmentation: changes of the discriminator's images in this order: "colour", "translation", "cutout" (see
         `augmentation`).
       watch_diversity: whether the metrics "real_diversity" and "fake_diversity" show a collapse, the second far below the
-        first: the mean absolute difference of two consecutive examples, of pixels in [0, 1]. It takes an even number of
-        examples on each replica and in each microbatch.
+        first: the mean absolute difference of two consecutive examples, of pixels in [0, 1], none of two classes. It takes an
+        even number of examples on each replica and in each microbatch.
       critic_updates: of the discriminator for one of the generator.
       average_decay: of the moving average of the generator's weights, with which `evaluate` and `sample` work; 0 for
         none, then they work with the generator itself.
@@ -343,8 +343,8 @@ class GAN:
             right = tf.cast(real_output > boundary, noise.dtype)
             metrics["accuracy"] = (right + tf.cast(fake_output < boundary, noise.dtype)) / 2
         if self.watch_diversity:
-            metrics["real_diversity"] = diversity(real, labels, self.classes)
-            metrics["fake_diversity"] = diversity(fake, labels, self.classes)
+            metrics["real_diversity"] = diversity(real, labels)
+            metrics["fake_diversity"] = diversity(fake, labels)
         return metrics
 
 

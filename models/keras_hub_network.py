@@ -132,5 +132,5 @@ def inputs_of(layer: keras.layers.Dense | keras.layers.EinsumDense) -> int:
     if isinstance(layer, keras.layers.Dense):
         return shape[0]
     operands, output = layer.equation.split("->")
-    axes = operands.split(",")[1].replace(".", "")
-    return math.prod(n for axis, n in zip(axes, shape, strict=True) if axis not in output)
+    axes = zip(operands.split(",")[1], shape, strict=True)
+    return math.prod(n for axis, n in axes if axis not in output)

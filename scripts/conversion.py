@@ -29,6 +29,7 @@ from trainer.exits import (
 
 if TYPE_CHECKING:
     from input_pipeline.batches import Source
+    from input_pipeline.writing import Identity
 
 SOURCES = """\
 SRC is one of
@@ -194,7 +195,7 @@ def _images(line: argparse.Namespace) -> None:
         raise UsageError(str(error)) from None
     with Progress(sys.stderr, "pictures") as progress:
         each = isinstance(source, ImageFolder)
-        pack(source, line.destination, Identity(line, files, each), progress)
+        pack(source, line.destination, _identity(line, files, each), progress)
     print(line.destination)
 
 
@@ -216,7 +217,7 @@ def _text(line: argparse.Namespace) -> None:
     suffixes = TABLES if line.column else (".txt",)
     files = [file for path in (line.source, *given) for file in files_of(path, suffixes)]
     with Progress(sys.stderr, "characters") as progress:
-        pack_corpus(texts, tokenizer, line.destination, Identity(line, files), progress)
+        pack_corpus(texts, tokenizer, line.destination, _identity(line, files), progress)
     print(line.destination)
 
 
@@ -329,39 +330,27 @@ def _numbers(line: argparse.Namespace, flag: str, like: str, what: str) -> tuple
     return tuple(map(int, found))
 
 
-class Identity:
+def _identity(
+    line: argparse.Namespace, files: Sequence[pathlib.Path], each: bool = False
+) -> Identity:
     """Digests of the arguments and of the names, sizes and times of the files: another conversion has another.
 
-    What made no difference yet may change before it goes on: what is done about bad pictures until one was skipped, and if
-    each file is a picture, those that were not read yet.
-
-    Args:
-      line: the arguments.
-      files: that are converted.
-      each: whether each is a unit of the conversion, in order.
+    As long as nothing was skipped what is done about bad pictures may change, and, if each file is a picture, in order, those
+    behind the ones that are done: what is written depends on neither.
     """
+    options = {k: v for k, v in vars(line).items() if k not in ("source", "destination", *BAD)}
+    options["array"] = line.source.partition(".npz:")[2]
+    named = json.dumps(options, sort_keys=True).encode()
+    digests = [_digest(file) for file in files]
 
-    def __init__(
-        self, line: argparse.Namespace, files: Sequence[pathlib.Path], each: bool = False
-    ) -> None:
-        options = {k: v for k, v in vars(line).items() if k not in ("source", "destination", *BAD)}
-        options["array"] = line.source.partition(".npz:")[2]
-        self._skips = getattr(line, "on_bad_record", None)
-        self._options = json.dumps(options, sort_keys=True).encode()
-        self._files = [_digest(file) for file in files]
-        self._each = each
-        self._read, self._state = 0, hashlib.sha256(self._options)
-
-    def __call__(self, done: int, skipped: Sequence[str]) -> str:
-        """Of what has done so many units, none of them fewer than before, and skipped these."""
-        end = done if self._each else len(self._files)
-        for file in self._files[self._read : end]:
-            self._state.update(file)
-        self._read = end
-        state = self._state.copy()
+    def identity(done: int, skipped: Sequence[str]) -> str:
+        state = hashlib.sha256(named)
+        state.update(b"".join(digests[:done] if each and not skipped else digests))
         if skipped:
-            state.update(str(self._skips).encode())
+            state.update(line.on_bad_record.encode())
         return state.hexdigest()
+
+    return identity
 
 
 def _digest(file: pathlib.Path) -> bytes:

@@ -202,6 +202,14 @@ def test_another_array_of_the_same_file_begins_again(sources, conversion, monkey
     np.testing.assert_array_equal(found[..., 0], 255 - PICTURES)
 
 
+def alter_first_row():
+    """Of a conversion that was stopped: it is gone if it begins again."""
+    with open(".packed.partial/images.npy", "r+b") as file:
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        file.write(bytes([7] * PICTURES[0].size))
+
+
 @pytest.mark.parametrize("remedy", ["mended", "skip"])
 def test_a_bad_picture_costs_nothing_that_was_done(
     remedy, sources, conversion, monkeypatch, capsys
@@ -214,11 +222,7 @@ def test_a_bad_picture_costs_nothing_that_was_done(
     monkeypatch.setattr(writing, "SAVE_SECONDS", 0)
     assert conversion.main(["images", "folder", "packed"]) == 65
     assert "c/5.png cannot be read" in capsys.readouterr().err
-    # If the conversion began again this would be gone.
-    with open(".packed.partial/images.npy", "r+b") as file:
-        np.lib.format.read_magic(file)
-        np.lib.format.read_array_header_1_0(file)
-        file.write(bytes([7] * PICTURES[0].size))
+    alter_first_row()
     if remedy == "mended":
         Path("folder/c/5.png").write_bytes(good)
         assert conversion.main(["images", "folder", "packed"]) == 0
@@ -247,8 +251,33 @@ def test_what_made_a_difference_begins_again(change, sources, conversion, monkey
     else:
         Image.fromarray(PICTURES[0]).save("folder/a/1.png")
         os.utime("folder/a/1.png", ns=(0, 0))
+        with monkeypatch.context() as patch:
+            interrupt(conversion, patch, 2)
+            assert conversion.main(command) == 130
+        alter_first_row()
+        # What has begun again is gone on with as any other.
         assert conversion.main(command) == 0
-        np.testing.assert_array_equal(np.load("packed/images.npy")[0, ..., 0], PICTURES[0])
+        first, second = np.load("packed/images.npy")[:2, ..., 0]
+        assert np.all(first == 7)
+        np.testing.assert_array_equal(second, PICTURES[4])
+
+
+def test_a_picture_that_took_the_place_of_a_bad_one_makes_a_difference(
+    sources, conversion, monkeypatch
+):
+    """Though it is behind those that are done."""
+    monkeypatch.chdir(sources)
+    Path("folder/a/4.png").write_bytes(b"?")
+    command = "images folder packed --on_bad_record=skip".split()
+    with monkeypatch.context() as patch:
+        interrupt(conversion, patch, 2)
+        assert conversion.main(command) == 130
+    Image.fromarray(255 - PICTURES[2]).save("folder/b/2.png")
+    os.utime("folder/b/2.png", ns=(0, 0))
+    assert conversion.main(command) == 0
+    found = np.load("packed/images.npy")[..., 0]
+    np.testing.assert_array_equal(found[1], found[2])
+    np.testing.assert_array_equal(found[1], 255 - PICTURES[2])
 
 
 LINES = "".join(f"line {i} of the text, naïvely\n" for i in range(200))

@@ -7,14 +7,17 @@ import dataclasses
 import hashlib
 import io
 import zipfile
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from sklearn.metrics.pairwise import euclidean_distances
 
-from input_pipeline.batches import Batches, Slice, Source
+from input_pipeline.batches import Batches, Feature, Slice, Source, Unindexed
 from models.sample_metrics import frechet_distance, kernel_distance, neighbourhoods
 from trainer import durable
-from trainer.exits import ConfigError, UsageError
+from trainer.exits import ConfigError
 from trainer.features import FeatureNet, Seen
 from trainer.trainer import Trainer
 
@@ -25,8 +28,7 @@ SEARCHED = 100_000
 NEIGHBOURS = 5
 """By which neighbourhoods are measured, as Naeem et al. (2020) do."""
 BATCH = 500
-REPEATED = 20 * BATCH
-"""Pictures of a stream in a row that were there before, after which there are no others."""
+THERE = "there"
 
 
 class Judge:
@@ -45,8 +47,6 @@ class Judge:
     Raises:
       ConfigError: if the model has no pictures or draws none; if the network is not for such pictures; if they are too few to
         have neighbours.
-      UsageError: if it is not known how many training pictures there are, and none are held out and no count is given, or the
-        count is of more than there are.
     """
 
     def __init__(self, net: FeatureNet, data: Trainer, count: int | None = None) -> None:
@@ -56,28 +56,21 @@ class Judge:
             )
         self._net = net
         self.name = net.name
-        train, held_out = data.batches.examples, data.batches.validation
-        if train is None and held_out is None and count is None:
-            raise UsageError(
-                "how many pictures the training source has is not known, and none are held out: compare them by lockstep "
-                "evaluate --features=… --count=N, N at most half of the pictures"
-            )
-        self.count = count or MOST
-        if held_out is not None:
-            self.count = min(self.count, len(held_out))
-        if train is not None:
-            self.count = min(self.count, train // 2 if held_out is None else train)
+        held_out = data.batches.validation
+        training = _Pictures(data.batches, data.batches.source)
+        wanted = count or MOST
+        if held_out is None:
+            both = training.take(2 * wanted)
+            wanted = min(wanted, len(both) // 2)
+            yardstick, floor = both[:wanted], both[wanted : 2 * wanted]
+        else:
+            yardstick = _Pictures(data.batches, held_out).take(wanted)
+            floor = training.take(len(yardstick))
+            yardstick = yardstick[: len(floor)]
+        self.count = len(floor)
         if self.count <= NEIGHBOURS:
             raise ConfigError(
                 f"{self.count} pictures of a kind are too few to compare: take more than {NEIGHBOURS}"
-            )
-        training = _Pictures(data.batches)
-        held = training if held_out is None else _Pictures(data.batches, held_out)
-        yardstick, floor = held.take(self.count), training.take(self.count)
-        if len(floor) < self.count:
-            most = len(floor) if held_out else (len(yardstick) + len(floor)) // 2
-            raise UsageError(
-                f"the training source has too few pictures to compare {self.count:,} of each kind: give --count={most}, or less"
             )
         self._yardstick = self._remembered(yardstick).features
         self.floor = _metrics(self._yardstick, self._remembered(floor))
@@ -116,17 +109,14 @@ class Judge:
 
 
 class _Pictures:
-    """The pictures of a data set in random order, as people see them: those of training, or of another source.
+    """The pictures of a data set in random order, each once, as people see them: those of training, or of another source."""
 
-    Of a stream, which begins again without a word, none comes twice: those that were there before are left out, and it has no
-    more when for `REPEATED` pictures there was no other.
-    """
-
-    def __init__(self, batches: Batches, source: Source | None = None) -> None:
+    def __init__(self, batches: Batches, source: Source | Unindexed) -> None:
         self._decode = batches.source.decode
+        self._more = None if isinstance(source, Unindexed) else len(source)
         shown = dataclasses.replace(
             batches,
-            source=source or batches.source,
+            source=_OnePass(source) if isinstance(source, Unindexed) else source,
             transforms=batches.validation_transforms,
             validation=None,
             global_batch=BATCH,
@@ -135,27 +125,53 @@ class _Pictures:
         if shown.element_spec["image"].shape != batches.element_spec["image"].shape:
             shown = dataclasses.replace(shown, transforms=batches.transforms)
         self._data = iter(shown.training(Slice()))
-        self._left: list[np.ndarray] = []
-        self._seen: set[bytes] | None = set() if shown.examples is None else None
+        self._left = np.empty([0])
 
     def take(self, count: int) -> np.ndarray:
-        """The next ones, uint8 `[count, height, width, channels]`, of a stream fewer if it has no more."""
-        repeated = 0
-        while len(self._left) < count and repeated < REPEATED:
-            block = list(self._decode(next(self._data)["image"][0]))
-            new = block if self._seen is None else list(filter(self._is_new, block))
-            repeated = 0 if new else repeated + len(block)
-            self._left += new
-        taken, self._left = self._left[:count], self._left[count:]
-        return np.array(taken)
+        """The next ones, uint8 `[count, height, width, channels]`, fewer if there are no more."""
+        parts = [self._left] if len(self._left) else []
+        while sum(map(len, parts)) < count and (batch := self._next()) is not None:
+            parts.append(batch)
+        pictures = np.concatenate(parts) if parts else self._left
+        self._left = pictures[count:]
+        return pictures[:count]
 
-    def _is_new(self, picture: np.ndarray) -> bool:
-        assert self._seen is not None
-        key = hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
-        if key in self._seen:
-            return False
-        self._seen.add(key)
-        return True
+    def _next(self) -> np.ndarray | None:
+        """The next `BATCH`, fewer at the end, None behind it."""
+        batch = None if self._more == 0 else next(self._data, None)
+        if batch is None:
+            return None
+        pictures = self._decode(batch["image"][0])
+        if self._more is None:
+            return pictures[batch[THERE][0].numpy()]
+        pictures = pictures[: self._more]
+        self._more -= len(pictures)
+        return pictures
+
+
+class _OnePass:
+    """An unindexed source once, with a feature `THERE`, which is False of what fills up the last batch."""
+
+    def __init__(self, source: Unindexed) -> None:
+        self._source = source
+        self.element_spec = {**source.element_spec, THERE: Feature((), "bool")}
+        self.inexact, self.decode = source.inexact, source.decode
+
+    def records(self, worker: int, workers: int, seed: int, step: int) -> tf.data.Dataset:
+        data = self._source.once(seed)
+        filling = data.repeat().take(BATCH - 1)
+        return data.map(_marked(True)).concatenate(filling.map(_marked(False)))
+
+    def once(self, seed: int) -> tf.data.Dataset:
+        return self._source.once(seed).map(_marked(True))
+
+    def read(self, records: Any) -> dict[str, tf.Tensor]:
+        record, there = records
+        return {**self._source.read(record), THERE: there}
+
+
+def _marked(there: bool) -> Callable[..., Any]:
+    return lambda *record: (record, there)
 
 
 def nearest(data: Trainer, pictures: np.ndarray, neighbours: int = 7) -> np.ndarray:
@@ -169,12 +185,11 @@ def nearest(data: Trainer, pictures: np.ndarray, neighbours: int = 7) -> np.ndar
     Returns:
       uint8 `[n, 1 + neighbours, height, width, channels]`.
     """
-    known, count = _Pictures(data.batches), min(data.batches.examples or SEARCHED, SEARCHED)
-    wanted = _flat(pictures)
+    known, wanted = _Pictures(data.batches, data.batches.source), _flat(pictures)
     found = np.empty([len(pictures), 0, *pictures.shape[1:]], np.uint8)
     distances = np.empty([len(pictures), 0])
-    for first in range(0, count, BATCH):
-        block = known.take(min(BATCH, count - first))
+    for first in range(0, SEARCHED, BATCH):
+        block = known.take(min(BATCH, SEARCHED - first))
         if not len(block):
             break
         further = euclidean_distances(wanted, _flat(block))

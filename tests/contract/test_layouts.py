@@ -118,9 +118,18 @@ def test_classes_spectral_norm_and_a_lazy_penalty_are_the_same(tmp_path):
 
 def test_loops_that_xla_compiles_within_a_step_are_the_same(one_device, tmp_path, monkeypatch):
     """As those of an LSTM of usual size on CPU."""
+    expected, compiled = one_device("lstm", "float64", 50), []
+    forward = lstm._compiled_forward
+
+    def counted(*arguments):
+        compiled.append(True)
+        return forward(*arguments)
+
     monkeypatch.setattr(lstm, "LARGE", 1)
+    monkeypatch.setattr(lstm, "_compiled_forward", counted)
     run = train(FAMILIES["lstm"](), LAYOUTS[BOTH], tmp_path)
-    assert_close(run, one_device("lstm", "float64", 50), losses=1e-9, weights=1e-8)
+    assert compiled
+    assert_close(run, expected, losses=1e-9, weights=1e-8)
 
 
 @pytest.mark.parametrize("make", [iwae, two_layers])

@@ -21,7 +21,6 @@ from input_pipeline.transforms import CentreCrop, Dequantize, Normalize, Resize
 from models.sample_metrics import frechet_distance
 from tests.trainer.objectives import quiet
 from trainer import catalogue, config_files, judge
-from trainer.exits import UsageError
 from trainer.features import ClassifierNet, Seen
 from trainer.main import main
 from trainer.trainer import Trainer
@@ -120,7 +119,7 @@ def test_samples_are_shown_beside_the_nearest_training_pictures(runs):
 
 
 def test_pictures_of_a_stream_are_compared(runs, capsys, tmp_path, monkeypatch):
-    """Whose number is not known: as many as are asked for, no fewer by default, and neighbours among as many as are searched."""
+    """Whose number is not known: as many as are asked for, and neighbours among as many as are searched."""
     write_records(f"{tmp_path}/digits", DIGITS)
     monkeypatch.setattr(judge, "SEARCHED", 1000)
     lines = [
@@ -138,13 +137,6 @@ def test_pictures_of_a_stream_are_compared(runs, capsys, tmp_path, monkeypatch):
     run = f"--workdir={tmp_path}/run --strategy=one_device"
     assert lockstep(f"train {tmp_path}/stream.gin {run}") == 0
     capsys.readouterr()
-    for command in (f"train {tmp_path}/stream.gin --workdir={tmp_path}/new", f"evaluate {run}"):
-        assert lockstep(f"{command} --features={runs}/classifier") == 64
-        assert capsys.readouterr().err == (
-            "lockstep: how many pictures the training source has is not known, and none are held out: compare them by "
-            "lockstep evaluate --features=… --count=N, N at most half of the pictures\n"
-        )
-    assert not (tmp_path / "new/metrics.jsonl").exists()
     assert lockstep(f"evaluate {run} --features={runs}/classifier --count=200") == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["real/precision"] > 0.6 and found["real/recall"] > 0.6
@@ -202,10 +194,13 @@ def test_where_none_is_held_out_two_halves_are_compared(streamed, tmp_path):
     yardstick, floor = map(distinct, seen)
     assert len(yardstick) == len(floor) == 50 and not yardstick & floor
     assert yardstick | floor <= distinct(DIGITS[:101])
-    if streamed:
-        says = "too few pictures to compare 70 of each kind: give --count=50, or less"
-        with pytest.raises(UsageError, match=says):
-            judge.Judge(Spy(tmp_path, b"spy"), training_on(source), 70)
+    # Of more than there are, as many as there are.
+    seen.clear()
+    assert judge.Judge(Spy(tmp_path, b"again"), training_on(source), 70).count == 50
+    held_out = judge.Judge(
+        Spy(tmp_path, b"held out"), training_on(source, validation=Images(DIGITS[101:300]))
+    )
+    assert held_out.count == 101 and distinct(seen[-1]) == distinct(DIGITS[:101])
 
 
 def test_neighbours_in_a_stream_are_different_pictures(tmp_path):
