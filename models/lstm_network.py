@@ -28,7 +28,8 @@ class LSTMNetwork(keras.layers.Layer):
       name: of the network.
       embedding: width of a token's vector.
       widths: of the LSTM layers, from below.
-      dropout: rate, on the inputs of each LSTM layer and of the logits (Zaremba et al. 2014).
+      dropout: rate, on the inputs of each LSTM layer and of the logits (Zaremba et al. 2014); or one rate of each of these, from
+        below, `len(widths) + 1`.
       variational: whether it has one mask for all times of a window (Gal & Ghahramani 2016).
       recurrent_dropout: rate on h within each layer, with one mask for all times of a window.
       zoneout_h: rate at which units keep h of the time before (Krueger et al. 2017), on a slower path: see `zoneout.Zoneout`.
@@ -50,7 +51,7 @@ class LSTMNetwork(keras.layers.Layer):
         name: str,
         embedding: int = 128,
         widths: Sequence[int] = (256, 256),
-        dropout: float = 0.0,
+        dropout: float | Sequence[float] = 0.0,
         variational: bool = False,
         recurrent_dropout: float = 0.0,
         zoneout_h: float = 0.0,
@@ -80,9 +81,13 @@ class LSTMNetwork(keras.layers.Layer):
             for i, n in enumerate(widths)
         ]
         self.carry = {name: (layer.units,) for layer in self.layers for name in _names(layer)}
-        self.dropouts = [
-            Dropout(dropout, f"dropout_{i}", variational) for i in range(len(widths) + 1)
-        ]
+        places = len(widths) + 1
+        rates = dropout if isinstance(dropout, Sequence) else [dropout] * places
+        if len(rates) != places:
+            raise ValueError(
+                f"dropout is {list(rates)}: give one rate, or {places}, of the inputs of {len(widths)} layers and of the logits"
+            )
+        self.dropouts = [Dropout(rate, f"dropout_{i}", variational) for i, rate in enumerate(rates)]
         # Of h, which is not in a low precision.
         self.recurrent_dropout = Dropout(recurrent_dropout, "recurrent_dropout", autocast=False)
         self.zoneout = Zoneout(zoneout_h, zoneout_c)

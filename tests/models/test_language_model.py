@@ -241,17 +241,20 @@ def test_the_logits_against_numpy(tied):
     np.testing.assert_allclose(network(TOKENS)[0], expected, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("variational", [False, True])
-def test_dropout_is_before_between_and_behind_the_layers(variational):
+@pytest.mark.parametrize(
+    ("variational", "dropout"), [(False, 0.3), (True, 0.3), (False, [0.3, 0.2, 0.4])]
+)
+def test_dropout_is_before_between_and_behind_the_layers(variational, dropout):
     """By the masks themselves, which are the same at all times if it is variational (Gal & Ghahramani 2016)."""
-    rate, network = 0.3, spread(build(dropout=0.3, variational=variational)).network
+    network = spread(build(dropout=dropout, variational=variational)).network
+    rates = dropout if isinstance(dropout, list) else [dropout] * 3
     drawn = noise()
 
     def dropped(i, x):
         times = 1 if variational else WINDOW + 1
-        kept = ~drawn(f"network/dropout_{i}").bernoulli(rate, [times, x.shape[2]]).numpy()
+        kept = ~drawn(f"network/dropout_{i}").bernoulli(rates[i], [times, x.shape[2]])
         assert 0.5 < np.mean(kept) < 0.9
-        return x * kept / (1 - rate)
+        return x * kept.numpy() / (1 - rates[i])
 
     x = dropped(0, network.table.numpy()[TOKENS])
     for i, layer in enumerate(network.layers, 1):
@@ -434,6 +437,10 @@ def test_samples_in_other_precisions(policy, how):
         ({"widths": []}, "at least one layer"),
         ({"widths": [3, 0]}, "each at least 1 wide"),
         ({"tied": True, "widths": [5, 6]}, "the last of widths, 6"),
+        (
+            {"dropout": [0.1, 0.2]},
+            "give one rate, or 3, of the inputs of 2 layers and of the logits",
+        ),
         ({"initial_range": 0.0}, "initial_range is 0.0: it must be above 0, or None"),
         ({"initial_range": -0.1}, "initial_range is -0.1"),
         ({"prompt": ()}, "prompt is"),
