@@ -18,10 +18,8 @@ ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
     # TensorFlow leaves oneDNN off on some processors; on one of AMD with AVX2 it is worth a fifth of most steps.
     "TF_ENABLE_ONEDNN_OPTS": "1",
-    # Pillow gives the memory of a picture back, and gets it anew for the next, which takes a fifth of decoding a photograph.
-    "PILLOW_BLOCKS_MAX": "16",
 }
-"""What TensorFlow and Pillow read when they are imported or started, where the user has not set it."""
+"""What TensorFlow reads when it is imported or started, where the user has not set it."""
 
 # TensorFlow 2.21 says these at every import, whatever TF_CPP_MIN_LOG_LEVEL is.
 GREETINGS = re.compile(rb"before absl::InitializeLog\(\)|oneDNN custom operations are on")
