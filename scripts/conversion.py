@@ -347,7 +347,7 @@ def _identity(
         state = hashlib.sha256(named)
         state.update(b"".join(digests[:done] if each and not skipped else digests))
         if skipped:
-            state.update(line.on_bad_record.encode())
+            state.update(str(line.on_bad_record).encode())
         return state.hexdigest()
 
     return identity

@@ -239,7 +239,7 @@ def test_what_made_a_difference_begins_again(change, sources, conversion, monkey
     """A picture that was packed already, and that bad ones are no more skipped after one was."""
     monkeypatch.chdir(sources)
     if change == "skip":
-        Path("folder/a/1.png").write_bytes(b"?")
+        Path("folder/a/4.png").write_bytes(b"?")
     command = "images folder packed --on_bad_record=skip".split()
     with monkeypatch.context() as patch:
         interrupt(conversion, patch, 4)
@@ -247,7 +247,7 @@ def test_what_made_a_difference_begins_again(change, sources, conversion, monkey
     capsys.readouterr()
     if change == "skip":
         assert conversion.main(["images", "folder", "packed"]) == 65
-        assert "a/1.png cannot be read" in capsys.readouterr().err
+        assert "a/4.png cannot be read" in capsys.readouterr().err
     else:
         Image.fromarray(PICTURES[0]).save("folder/a/1.png")
         os.utime("folder/a/1.png", ns=(0, 0))

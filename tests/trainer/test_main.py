@@ -778,12 +778,12 @@ def test_evaluate_and_sample_take_the_run(lockstep, tmp_path: Path, monkeypatch)
     from PIL import Image
 
     assert lockstep("train sea --workdir=w")[0] == 0
+    monkeypatch.setattr(Voyage, "baseline", "compass", raising=False)
     code, out, said = lockstep("evaluate --workdir=w --checkpoint=best")
     assert (code, said) == (0, "anchor best\n")
     assert json.loads(out.splitlines()[-1]) == {"step": 2, "accuracy": 0.5, "loss": 1.25}
-    assert "w, step 2" in out and "1.25" in out and "2.5" not in out
+    assert "w, step 2" in out and "1.25" in out and "compass" not in out and "baseline" not in out
     monkeypatch.setattr(PaperTrainer, "baseline", lambda self: {"loss": 2.5})
-    monkeypatch.setattr(Voyage, "baseline", "compass", raising=False)
     code, out, _ = lockstep("evaluate --workdir=w")
     *table, results = out.splitlines()
     assert [row.strip("│┃ ").split() for row in table if "loss" in row or "metric" in row] == [
