@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 
-def diversity(images: tf.Tensor, labels: tf.Tensor | None = None, classes: int = 0) -> tf.Tensor:
+def diversity(images: tf.Tensor, labels: tf.Tensor | None = None) -> tf.Tensor:
     """The mean absolute difference of the two images of a pair of consecutive examples, of pixels from black 0 to white 1.
 
     Images of two classes, which differ in any case, count as alike: a mean over pairs is smaller by the share of those of one
