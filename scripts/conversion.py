@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import rich.console
 import rich.progress
+from picture_sources import BAD, SOURCES, add_flags, in_flags, named_source
 
 from trainer import backend
 from trainer.exits import (
@@ -28,23 +29,8 @@ from trainer.exits import (
 )
 
 if TYPE_CHECKING:
-    from input_pipeline.batches import Source
     from input_pipeline.writing import Identity
 
-SOURCES = """\
-SRC is one of
-  a folder of JPEG, PNG, WebP, GIF and BMP files, with a sub-folder for each class or none
-  a folder with the four files of MNIST or a set of its form (--part)
-  an idx file, compressed or not (--labels)
-  a NumPy array, file.npy or file.npz:name (--labels)
-  a prepared set of TensorFlow Datasets, tfds:mnist (--data_dir), or its folder, such as ~/tensorflow_datasets/mnist/3.0.1
-    (--split, --image_feature, --label_feature)
-  TFRecord files of tf.train.Example, 'folder/train-*' in quotes (--image_feature, --label_feature, --classes; --shape,
-    where pictures are neither JPEG nor PNG but their bytes)
-
-DST holds images.npy, labels.npy and index.json, the same bytes each time. It is written as .DST.partial and renamed when
-it is complete; stopped before, the same command goes on. In a configuration it is Packed.folder = "DST".
-"""
 TEXTS = """\
 SRC is one of
   a text in UTF-8
@@ -55,13 +41,6 @@ DST holds train.npy, validation.npy and test.npy, tokenizer.json and index.json,
 .DST.partial and renamed when it is complete; stopped before, the same command goes on. In a configuration it is
 packed_corpus.folder = "DST".
 """
-BAD = ("on_bad_record", "bad_budget")
-DECODING = ("size", "channels", "fit", *BAD)
-"""Flags of sources that decode files or records."""
-FLAGS = {"image": "--image_feature", "label": "--label_feature", "name": "SRC", "files": "SRC"}
-"""Of arguments that have another name."""
-DATASET = "tfds:"
-"""What the name of a set of TensorFlow Datasets follows."""
 LINE_SECONDS = 10.0
 REFRESH_SECONDS = 0.1
 
@@ -99,41 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     images.add_argument("source", metavar="SRC")
     images.add_argument("destination", metavar="DST", help="a folder, which must not be there yet")
-    images.add_argument(
-        "--size", metavar="HxW", help="pictures of files are cut to this form and resized"
-    )
-    images.add_argument(
-        "--channels", type=int, choices=(1, 3), help="pictures of files become grey or coloured"
-    )
-    images.add_argument(
-        "--fit", choices=("crop", "stretch"), help="what --size does (default: crop)"
-    )
-    images.add_argument(
-        "--on_bad_record",
-        choices=("fail", "skip"),
-        help="a file or record that is no picture is an error, or the next one takes its place (default: fail)",
-    )
-    images.add_argument(
-        "--bad_budget", type=int, metavar="N", help="more bad ones are an error (default: 100)"
-    )
-    images.add_argument("--labels", metavar="SRC", help="idx file or array of the labels")
-    images.add_argument("--part", choices=("train", "test"), help="of MNIST's (default: train)")
-    images.add_argument("--split", help="of TensorFlow Datasets (default: train)")
-    images.add_argument(
-        "--data_dir",
-        metavar="FOLDER",
-        help="where sets of TensorFlow Datasets are prepared (default: ~/tensorflow_datasets, or $TFDS_DATA_DIR)",
-    )
-    images.add_argument(
-        "--image_feature", metavar="KEY", help="of pictures (default: image/encoded, or image)"
-    )
-    images.add_argument(
-        "--label_feature", metavar="KEY", help="of integers (default: no labels, or label)"
-    )
-    images.add_argument("--classes", type=int, metavar="N", help="how many --label_feature has")
-    images.add_argument(
-        "--shape", metavar="HxWxC", help="of pictures of records that are bytes, one a channel"
-    )
+    add_flags(images)
     text = commands.add_parser(
         "text",
         help="pack a text, as tokens, into a folder that is mapped into memory",
@@ -188,7 +133,7 @@ def _images(line: argparse.Namespace) -> None:
 
     _check_new(line.destination)
     try:
-        source, files = _source(line)
+        source, files = named_source(line)
     except DataError:
         raise
     except ValueError as error:
@@ -239,95 +184,11 @@ def _verify(line: argparse.Namespace) -> None:
     print(f"{line.destination}: {total:,} bytes as they were written")
 
 
-def _source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
-    """The source that the command line names, and its files."""
-    from input_pipeline.image_folder import ImageFolder
-    from input_pipeline.images import idx_images, mnist, numpy_images
-    from input_pipeline.records import is_tfrecord
-    from input_pipeline.tensorflow_dataset import TensorFlowDataset
-    from input_pipeline.tfrecords import TFRecords, shards
-
-    name, path = line.source, pathlib.Path(os.path.expanduser(line.source))
-    of_kinds = "labels part split data_dir image_feature label_feature classes shape"
-    known = (*DECODING, *of_kinds.split())
-    given = {name for name in known if getattr(line, name) is not None}
-    if "fit" in given and "size" not in given:
-        raise UsageError(f"--fit={line.fit} says what --size does: give both, or neither")
-    decoding = {name: getattr(line, name) for name in given.intersection(DECODING)}
-    if "size" in given:
-        decoding["size"] = _numbers(line, "size", "64x48", "height and width in pixels")
-    if name.startswith(DATASET) or (path / "features.json").is_file():
-        _refuse(given & {"labels", "part", "classes", "shape"}, "TensorFlow Datasets")
-        if not name.startswith(DATASET):
-            _refuse(given & {"data_dir"}, "the folder of a set")
-        dataset = TensorFlowDataset(
-            name.removeprefix(DATASET),
-            split=line.split or "train",
-            data_dir=line.data_dir,
-            image=line.image_feature or "image",
-            label=line.label_feature,
-            cache_mib=0,
-            **decoding,
-        )
-        return dataset, dataset.paths
-    if path.is_dir() and any(path.glob("*-images-idx3-ubyte*")):
-        _refuse(given - {"part"}, "MNIST's files")
-        return mnist(name, line.part or "train"), sorted(path.iterdir())
-    if path.is_dir():
-        _refuse(given.difference(DECODING), "a folder of pictures")
-        folder = ImageFolder(name, cache_mib=0, **decoding)
-        return folder, folder.paths
-    records = shards(name)
-    of_records = given & {"image_feature", "label_feature", "shape"}
-    if of_records or len(records) > 1 or any(map(is_tfrecord, records)):
-        _refuse(given & {"labels", "part", "split", "data_dir"}, "TFRecord files")
-        if len(given & {"label_feature", "classes"}) == 1:
-            raise UsageError("--label_feature and --classes belong together: give both or neither")
-        if line.classes is not None and line.classes < 1:
-            raise UsageError(f"--classes={line.classes}: it must be at least 1")
-        if "shape" in given:
-            _refuse(set(decoding), "pictures that are bytes (--shape)")
-            what = "height, width and channels"
-            decoding["shape"] = _numbers(line, "shape", "28x28x1", what)
-        source = TFRecords(
-            name,
-            image=line.image_feature or "image/encoded",
-            label=line.label_feature,
-            classes=line.classes,
-            cache_mib=0,
-            **decoding,
-        )
-        return source, records
-    _refuse(given - {"labels"}, "an array")
-    arrays = [os.path.expanduser(text) for text in (name, line.labels) if text]
-    files = [
-        pathlib.Path(text.partition(".npz:")[0] + ".npz" * (".npz:" in text)) for text in arrays
-    ]
-    named = path.name.endswith(".npy") or ".npz" in path.name
-    return (numpy_images if named else idx_images)(name, line.labels), files
-
-
-def _refuse(flags: set[str], what: str) -> None:
-    if flags:
-        raise UsageError(f"--{min(flags)} is not for {what}: leave it out")
-
-
 def _share_or_path(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
         return text
-
-
-def _numbers(line: argparse.Namespace, flag: str, like: str, what: str) -> tuple[int, ...]:
-    """Of a flag such as --size=64x48; as many as are in `like`."""
-    text = getattr(line, flag)
-    found = re.split("[x×]", text)
-    if len(found) != like.count("x") + 1 or not all(
-        re.fullmatch(r"[1-9]\d*", one) for one in found
-    ):
-        raise UsageError(f"--{flag} is {text}: it must be {what}, such as {like}")
-    return tuple(map(int, found))
 
 
 def _identity(
@@ -372,10 +233,8 @@ def _user_error(error: Exception, destination: str) -> UserError | None:
 
 
 def _in_flags(message: str) -> str:
-    """What a source says of its arguments, which have other names here: ImageFolder.size is --size, tokens = "bytes" --tokens=bytes."""
-    sources = r"\b(?:ImageFolder|TFRecords|TensorFlowDataset)\.(\w+)"
-    message = re.sub(sources, lambda found: FLAGS.get(found[1], f"--{found[1]}"), message)
-    message = re.sub(r'\btokens (?:is|=) "([^"]*)"', r"--tokens=\1", message)
+    """What sources and texts say of their arguments, which have other names here: tokens = "bytes" is --tokens=bytes."""
+    message = re.sub(r'\btokens (?:is|=) "([^"]*)"', r"--tokens=\1", in_flags(message))
     return re.sub(r"(?<!-)\b(extra_characters\b|vocabulary(?= is ))", r"--\1", message)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
-import importlib.util
+import importlib
 import io
 import os
 import re
@@ -33,10 +33,9 @@ LABELS = np.array([2, 0, 1, 1, 0, 2], np.uint8)
 
 @pytest.fixture(scope="module")
 def conversion():
-    spec = importlib.util.spec_from_file_location("conversion", ROOT / "scripts/conversion.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts")
+        yield importlib.import_module("conversion")
 
 
 def example(image, label, key="image/encoded"):
