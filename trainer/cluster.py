@@ -199,6 +199,8 @@ def connect(hardware: Hardware, note: Callable[[str], None] = lambda line: None)
         del os.environ["TF_CONFIG"]  # MirroredStrategy reads it too, and cannot read nothing.
     if hardware.intra_op_threads:
         _use_threads(hardware.intra_op_threads)
+    # It loses what makes a variable be read before it is assigned (TRAPS 29).
+    tf.config.optimizer.set_experimental_options({"dependency_optimization": False})
     name = hardware.strategy
     if name == "auto":
         name = "tpu" if found.tpu else "multi_worker" if len(found.hosts) > 1 else "local"

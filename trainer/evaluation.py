@@ -71,6 +71,7 @@ class Evaluation:
         """name -> mean over the examples, or what `models.objective.Summarised` makes of the means."""
         # A new iterator each time: one kept open for ever holds threads, of which two cores have few.
         data = self._cluster.iterate(lambda part: self._batches.evaluation(part, batch=self._batch))
+        self._carry.clear()
         *sums, count = self._pass(data).numpy().tolist()
         return self._metrics(np.array(sums) / count)
 

@@ -102,9 +102,10 @@ def test_held_out_streams_carry_too(layout):
     wanted = experiment(Adding, Streams(), validation=held_out, steps=1)
     trainer = quiet(wanted, LAYOUTS[layout])
     numbers = np.arange(1.0, 10).reshape(WINDOWS, 3)
-    for _ in range(2):
+    for _ in range(8):  # What was carried is read before it is replaced, each time (TRAPS 29).
         found = trainer.evaluate()
         assert found["total"] == np.cumsum(numbers, 0).mean()
+        assert found["before"] == np.concatenate([np.zeros([1, 3]), numbers[:-1]]).mean()
 
 
 def test_a_value_of_another_form_is_refused():
