@@ -246,8 +246,8 @@ class Heartbeat:
         self._ending.set()
 
         def act() -> None:
-            sys.stderr.write(f"lockstep: {missing}\n")
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):  # Nobody may read it any more.
+                print(f"lockstep: {missing}", file=sys.stderr, flush=True)
             self._last_act(missing)
 
         # Neither a terminal nor a disk that stands still may hold the end.

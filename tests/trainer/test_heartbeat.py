@@ -144,6 +144,24 @@ def test_what_is_being_written_is_waited_for_but_not_for_ever(monkeypatch):
     assert wrote == [f"worker 0 (a:1) is gone: {REMEDY}"]
 
 
+def test_what_is_being_written_is_waited_for_where_nobody_reads_what_is_said(monkeypatch):
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError
+
+        flush = write
+
+    monkeypatch.setattr(heartbeat, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat.sys, "stderr", Closed())
+    wrote = []
+    gang = Gang(wrote.append)
+    gang.workers[1].__enter__()
+    gang.connections[0][1].close()
+    gang.wait(1)
+    gang.close()
+    assert len(wrote) == 1 and gang.ends == [(1, 75)]
+
+
 def test_a_process_that_stood_still_itself_blames_nobody(gang, monkeypatch):
     """As when a whole gang is stopped and let go on."""
     clock, jump = time.monotonic, [0.0]
