@@ -57,6 +57,8 @@ def checkout(tmp_path: Path) -> Path:
         ),
         (["--dry_run", "vae/digits"], "--dry_run vae/digits"),
         (["--dry_run"], "gan/digits --dry_run --workdir=runs/digits"),
+        (["--allow_imports", "my.gin", "--workdir=w"], "--allow_imports my.gin --workdir=w"),
+        (["--allow_imports", "--workdir=old runs"], "--allow_imports --workdir=old runs"),
         (["--microbatch", "8", "vae/digits"], "--microbatch 8 vae/digits"),
         (["--help"], "gan/digits --help --workdir=runs/digits"),
     ],
