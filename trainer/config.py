@@ -8,6 +8,7 @@ that is saved with the run.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -290,7 +291,7 @@ class Registry:
     # ------------------------------------------------------------------ build
 
     def build(self, resolved: Resolved) -> Any:
-        """Makes what the configuration describes; references that are called later keep to it as well.
+        """Makes what the configuration describes; references that are called later keep to it until another is built, see `kept`.
 
         Raises:
           whatever the constructors raise, as gin wraps it: see `exits.one_line`.
@@ -298,6 +299,17 @@ class Registry:
         gin.clear_config()
         gin.parse_config(resolved.text)
         return gin.get_configurable(f"{self._module}.{self.root}")()
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """What is built within does not change what references call that were made before."""
+    text = gin.config_str()
+    try:
+        yield
+    finally:
+        gin.clear_config()
+        gin.parse_config(text)
 
 
 _UNWRITABLE = object()

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from trainer.exits import (
     one_line,
 )
 from trainer.hardware import Hardware, workers
-from trainer.preemption import ignore_stop_signals, stop_signal
+from trainer.preemption import Asked, ignore_stop_signals, stop_signal
 
 if TYPE_CHECKING:
     from trainer.judge import Judge
@@ -85,23 +84,24 @@ def _run(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     try:
         mode(line, arguments)
     except Exception as error:
-        problem = _peer_problem(error, line.hardware)
+        problem = _peer_problem(error, line)
         if problem is None:
             raise
         raise problem from error
 
 
-def _peer_problem(error: Exception, hardware: Hardware) -> UserError | None:
+def _peer_problem(error: Exception, line: flags.CommandLine) -> UserError | None:
     """What TensorFlow's error says of other workers, None if it says nothing of them."""
-    if isinstance(error, UserError):
+    if isinstance(error, UserError) or line.mode not in ("train", "evaluate", "sample"):
         return None
-    found = workers(hardware, os.environ)
+    found = workers(line.hardware, os.environ)
     return peers.lost(error, found.hosts, found.worker)
 
 
 def _say(text: str) -> None:
-    """To stderr: stdout is for results alone."""
-    print(text, file=sys.stderr)
+    """To stderr: stdout is for results alone. Where nobody reads it any more, what is done and how it ends stay the same."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr)
 
 
 def _file_problem(error: OSError, line: flags.CommandLine | None) -> UserError:
@@ -155,18 +155,18 @@ def _train(line: flags.CommandLine, arguments: Sequence[str], held: contextlib.E
         # What does not fit must not show after an hour.
         judge = None if line.features is None else _judge(line, trainer)
 
-    from trainer.timesheet import program_start
-    from trainer.trainer import Outcome
+        from trainer.timesheet import program_start
+        from trainer.trainer import Outcome
 
-    trainer.timesheet.began = program_start()
-    start = {"command": workdir.command(arguments), **workdir.versions()}
-    texts = {
-        "config": f"```\n{resolved.text}```",
-        "start": "\n".join(f"- {name}: `{value}`" for name, value in start.items()),
-    }
-    stop = threading.Event()
+        trainer.timesheet.began = program_start()
+        start = {"command": workdir.command(arguments), **workdir.versions()}
+        texts = {
+            "config": f"```\n{resolved.text}```",
+            "start": "\n".join(f"- {name}: `{value}`" for name, value in start.items()),
+        }
+    stop = Asked()
     # Also before and after the training takes the signal over.
-    with _data_problems(), stop_signal(lambda *_: stop.set()):
+    with _data_problems(), stop_signal(stop.ask):
         outcome = trainer.train(
             texts, lambda: workdir.record_start(folder, resolved.text, arguments, _say), stop
         )
@@ -228,7 +228,9 @@ def _judge(line: flags.CommandLine, trainer: Trainer) -> Judge:
             net = InceptionNet(path, Path(line.workdir or ""))
         else:
             hardware = Hardware(strategy="one_device")
-            net = ClassifierNet(restored(path, hardware, allow_imports=line.allow_imports)[0])
+            with config.kept():
+                classifier, _ = restored(path, hardware, allow_imports=line.allow_imports)
+            net = ClassifierNet(classifier)
         return Judge(net, trainer, line.count)
 
 

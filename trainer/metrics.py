@@ -43,8 +43,9 @@ class MetricWriter:
         self._workdir = pathlib.Path(workdir)
         self._workdir.mkdir(parents=True, exist_ok=True)
         self._kinds: set[str] = set()
-        for path in self._workdir.glob("samples/step-????????*"):
-            if int(path.name[5:13]) > resume_step:
+        for path in self._workdir.glob("samples/step-*"):
+            found = re.match(r"step-(\d{8,})[-.]", path.name)
+            if found and int(found[1]) > resume_step:
                 path.unlink()
         self._rows = _Rows(self._workdir / "metrics.jsonl", resume_step)
         self._events = _Events(self._workdir / "summaries", resume_step)
@@ -184,7 +185,7 @@ class _Rows:
 
     def __init__(self, path: pathlib.Path, resume_step: int):
         self._path = path
-        self._last_step = _rewind(path, resume_step)
+        self._last_step = rewind(path, resume_step)
         self._file = path.open("ab", buffering=0)
         durable.sync(path.parent)
 
@@ -220,7 +221,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None  # JSON has no NaN and no infinity.
 
 
-def _rewind(path: pathlib.Path, resume_step: int) -> int:
+def rewind(path: pathlib.Path, resume_step: int) -> int:
     """Drops rows past `resume_step` and what is torn at the end; returns the last step kept, or -1."""
     if not path.exists():
         return -1

@@ -10,6 +10,16 @@ from collections.abc import Callable, Iterator
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 
+class Asked:
+    """Whether a stop was asked for. `ask` is a handler that may interrupt itself, which `threading.Event` would not survive."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def ask(self, *signal_and_frame: object) -> None:
+        self.asked = True
+
+
 @contextlib.contextmanager
 def stop_signal(handle: Callable[..., None]) -> Iterator[None]:
     """Within this context `handle(signal, frame)` is called on one of `SIGNALS`; only the main thread can take signals.

@@ -29,7 +29,11 @@ class Schedule:
         return min(step + self.hardware.steps_per_loop, experiment.steps, *nexts) - step
 
     def logs(self, step: int) -> bool:
-        return self._last(step) or step % self.experiment.log_every == 0
+        return self._last(step) or self.begins_anew(step)
+
+    def begins_anew(self, step: int) -> bool:
+        """Whether metrics do after the row of the step: not after one at the end of a run, which may go on."""
+        return step % self.experiment.log_every == 0
 
     def evaluates(self, step: int) -> bool:
         every = self.experiment.evaluate_every

@@ -111,12 +111,12 @@ class Step:
         """The names in the rows of metrics of what is summed."""
         return [f"{self._prefix(u)}/{name}" for u in self.updates for name in u.metrics]
 
-    def read_metrics(self) -> dict[str, float]:
-        """What a row tells of the steps since it was last read; begins anew, see `Update.read`."""
+    def read_metrics(self, begin_anew: bool = True) -> dict[str, float]:
+        """What a row tells of the steps since it last began anew, see `Update.read`."""
         return {
             f"{self._prefix(update)}/{name}": value
             for update in self.updates
-            for name, value in update.read().items()
+            for name, value in update.read(begin_anew).items()
         }
 
     def _prefix(self, update: Update) -> str:

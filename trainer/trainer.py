@@ -8,7 +8,6 @@ import functools
 import json
 import pathlib
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -29,9 +28,9 @@ from trainer.experiment import Experiment
 from trainer.guard import Guard
 from trainer.hardware import Hardware
 from trainer.ledger import Ledger
-from trainer.metrics import MetricWriter, NullWriter
+from trainer.metrics import MetricWriter, NullWriter, rewind
 from trainer.precision import PRECISIONS
-from trainer.preemption import stop_signal
+from trainer.preemption import Asked, stop_signal
 from trainer.progress import Progress
 from trainer.rollback import RollBack
 from trainer.sampling import Sampling
@@ -147,7 +146,7 @@ class Trainer:
         read = {"data": digest(dict(self.batches.identity)), "pretrained weights": weights or "0"}
         for what, found in read.items():
             self.cluster.check_same(
-                f"the digest of the {what}", int(found[:7], 16), f"all must read the same {what}"
+                f"the digest of the {what}", int(found[:6], 16), f"all must read the same {what}"
             )
 
     def _check_evaluation(self) -> None:
@@ -196,7 +195,7 @@ class Trainer:
         self,
         texts: Mapping[str, str] | None = None,
         started: Callable[[], None] = lambda: None,
-        stop: threading.Event | None = None,
+        stop: Asked | None = None,
     ) -> Outcome:
         """Trains until the experiment's steps are done, from the last checkpoint of the workdir if there is one.
 
@@ -205,15 +204,15 @@ class Trainer:
         Args:
           texts: Markdown to show in TensorBoard, by name: the configuration, say.
           started: called on the chief if there are steps to do, before the first.
-          stop: is set by the signals; if it is set already, the training stops after its first loop.
+          stop: is asked by the signals; if it was asked already, the training stops after its first loop.
 
         Raises:
           Diverged: after too many bad updates in a row; the last checkpoint is from before them or among them.
           Unreliable: if replicas differ again and again.
         """
-        asked = stop or threading.Event()
+        asked = stop or Asked()
         with (
-            stop_signal(lambda *_: asked.set()),
+            stop_signal(asked.ask),
             self.cluster.watch(self._without_peer, self._stepping),
         ):
             with self.timesheet.restoring():
@@ -221,7 +220,7 @@ class Trainer:
             start = restored or int(self.step.number.numpy())  # It goes on from what is in memory.
             self.cluster.check_same("the step of the last checkpoint", start)
             if start >= self.experiment.steps:
-                self._say_done(start)  # A kill may have come between the last save and this.
+                self._say_already_done(start)
                 return Outcome.ALREADY_DONE
             how = f"going on from step {start}" if start else "training"
             self._note(f"{how} on {self.cluster.describe()}")
@@ -235,14 +234,14 @@ class Trainer:
                 self._note(f"baseline: {', '.join(values)} ({self.experiment.baseline})")
             outcome = self._train(start, bool(restored), asked, texts or {}, started)
         if outcome is Outcome.DONE:
-            self._say_done(self.experiment.steps)
+            self._say_done()
         return outcome
 
     def _train(
         self,
         start: int,
         restored: bool,
-        stop: threading.Event,
+        stop: Asked,
         texts: Mapping[str, str],
         started: Callable[[], None],
     ) -> Outcome:
@@ -269,7 +268,7 @@ class Trainer:
     def _run_from(
         self,
         start: int,
-        stop: threading.Event,
+        stop: Asked,
         texts: Mapping[str, str],
         progress: Progress | None,
     ) -> Outcome:
@@ -297,10 +296,19 @@ class Trainer:
         with contextlib.suppress(OSError, UserError):
             self.ledger.record("lost", error=str(missing))
 
-    def _say_done(self, steps: int) -> None:
-        if self.workdir is not None and self.cluster.chief and not (self.workdir / "DONE").exists():
+    def _say_already_done(self, start: int) -> None:
+        """For a run that was killed between its last save and its end; not for one that was to be longer then."""
+        if self.workdir is None or not self.cluster.chief or (self.workdir / "DONE").exists():
+            return
+        self._fence()
+        if rewind(self.workdir / "metrics.jsonl", start) == start == self.experiment.steps:
+            self._say_done()
+
+    def _say_done(self) -> None:
+        if self.workdir is not None and self.cluster.chief:
             self._fence()
-            durable.write(self.workdir / "DONE", (json.dumps({"steps": steps}) + "\n").encode())
+            done = json.dumps({"steps": self.experiment.steps})
+            durable.write(self.workdir / "DONE", f"{done}\n".encode())
 
     def run(
         self,
@@ -308,7 +316,7 @@ class Trainer:
         step: int,
         writer: MetricWriter | NullWriter | None = None,
         progress: Progress | None = None,
-        stop: threading.Event | None = None,
+        stop: Asked | None = None,
         until: int | None = None,
     ) -> Outcome:
         """The host loop.
@@ -318,7 +326,7 @@ class Trainer:
           step: to begin with, that of the variables.
           writer: of metrics and samples.
           progress: for people.
-          stop: when set, the run saves at the end of a loop and stops.
+          stop: once it is asked, the run saves at the end of a loop and stops.
           until: the step to end at; the experiment's if None.
         """
         times, writer = StepTimes(), writer or NullWriter()
@@ -345,7 +353,7 @@ class Trainer:
             if progress:
                 progress.update(step, times.examples_per_second(self._examples_per_step))
             improved = self._look(step, writer, progress, times)
-            (asked,) = self.cluster.any_worker(stop is not None and stop.is_set())
+            (asked,) = self.cluster.any_worker(stop is not None and stop.asked)
             stopping = asked and step < until
             if improved or stopping or self._due.saves(step):
                 if not compared:
@@ -399,7 +407,8 @@ class Trainer:
         row: dict[str, float] = {}
         rate = times.examples_per_second(self._examples_per_step)
         if self._due.logs(step):
-            row |= self.step.read_metrics() | times.metrics(self._examples_per_step)
+            means = self.step.read_metrics(self._due.begins_anew(step))
+            row |= means | times.metrics(self._examples_per_step)
             times.clear()
         if self._due.evaluates(step):
             with self.timesheet.spent("evaluation"):

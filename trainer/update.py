@@ -103,10 +103,11 @@ class Update:
         state |= {"metric_sums": self.sums, "bad_updates": self.bad}
         return state | ({"loss_scale": self.scale} if self.scale is not None else {})
 
-    def read(self) -> dict[str, float]:
-        """Means of the metrics since they were last read, NaN if every update was skipped; begins new ones."""
+    def read(self, begin_anew: bool = True) -> dict[str, float]:
+        """Means of the metrics since new ones were begun, NaN if every update was skipped; begins new ones, or goes on."""
         *sums, count = self.sums.numpy().tolist()
-        self.sums.assign(tf.zeros_like(self.sums))
+        if begin_anew:
+            self.sums.assign(tf.zeros_like(self.sums))
         means = {
             name: total / count if count else math.nan
             for name, total in zip(self.metrics, sums, strict=True)

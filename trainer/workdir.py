@@ -57,12 +57,12 @@ def steps_trained(workdir: Path) -> int:
 
 
 def holds_run(workdir: Path) -> bool:
-    """Whether something was learnt here that another configuration must not go on with.
+    """Whether there is a checkpoint here that another configuration must not go on with.
 
     Raises:
       ConfigError: if so, and it is not known under which configuration.
     """
-    if not steps_trained(workdir):
+    if not checkpoint_steps(workdir / "checkpoints"):
         return False
     if not (workdir / "config.gin").is_file():
         raise ConfigError(

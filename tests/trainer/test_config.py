@@ -304,6 +304,17 @@ def test_function_called_later_leaves_its_scope(registry) -> None:
     assert registry.build(kept).ovens[0].tool().speed == 9
 
 
+def test_what_another_builds_does_not_change_what_is_called_later(registry) -> None:
+    """As the classifier of --features, made before the training traces its step."""
+    ours = ("Recipe.cake=@Cake", "Recipe.flour=1", "Recipe.ovens=(@hot/Oven(),)")
+    ours += ("hot/Oven.tool=@hot/Whisk", "hot/Whisk.speed=9", "Recipe.notes={'a': (1.5, None)}")
+    recipe = registry.build(resolve(registry, *ours))
+    with config.kept():
+        other = registry.build(resolve(registry, *ours[:-2], "hot/Whisk.speed=4"))
+        assert other.ovens[0].tool().speed == 4
+    assert recipe.ovens[0].tool().speed == 9
+
+
 def test_error_of_a_constructor_is_its_own_line(registry) -> None:
     resolved = resolve(registry, GOOD, "Cake.layers=12")
     with pytest.raises(ValueError) as raised:

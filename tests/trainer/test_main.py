@@ -11,7 +11,6 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +23,7 @@ import pytest
 from trainer import backend, catalogue, config, config_files, flags, main
 from trainer.exits import ConfigError, Diverged, PreemptedExit, UsageError
 from trainer.hardware import Hardware
+from trainer.preemption import Asked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,6 +86,20 @@ def test_a_reader_that_wants_no_more_is_no_error() -> None:
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_what_nobody_reads_changes_no_exit_code() -> None:
+    """As `lockstep train … 2>&1 | head -1`, whose reader has gone."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, "train", "nothing/such", "--workdir=w"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=write,
+    )
+    os.close(write)
+    assert (done.returncode, done.stdout) == (78, b"")
 
 
 def test_help_names_every_flag() -> None:
@@ -350,9 +364,7 @@ class PaperTrainer:
         self.timesheet = SimpleNamespace(began=0.0)
         self.step = SimpleNamespace(number=SimpleNamespace(numpy=lambda: 3))
 
-    def train(
-        self, texts: Mapping[str, str], started: Callable[[], None], stop: threading.Event
-    ) -> Any:
+    def train(self, texts: Mapping[str, str], started: Callable[[], None], stop: Asked) -> Any:
         from trainer.trainer import Outcome
 
         type(self).texts = texts
@@ -626,6 +638,21 @@ def test_what_to_do_then_depends_on_the_mode_and_the_file(lockstep, monkeypatch)
     )
 
 
+def test_workers_that_a_mode_has_not_are_not_asked_for(lockstep, monkeypatch) -> None:
+    """Trouble with a file is what it is, whatever the environment says of workers."""
+
+    def report(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "w/events.jsonl")
+
+    monkeypatch.setattr("trainer.report.report", report)
+    monkeypatch.setenv("TF_CONFIG", "{")
+    code, _, said = lockstep("report --workdir=w")
+    assert (code, said.splitlines()[-1].startswith("lockstep: w/events.jsonl cannot be read")) == (
+        77,
+        True,
+    )
+
+
 def test_a_full_disk_while_the_configuration_is_written(lockstep, monkeypatch) -> None:
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
@@ -647,6 +674,15 @@ def test_what_a_kill_left_unfinished_does_not_bind(lockstep, tmp_path: Path) -> 
     whole.rename(folder / ".step-00000003.safetensors.77")
     assert lockstep("train sea --workdir=w --gin_param=Boat.sails=2")[0] == 0
     assert "Boat.sails = 2" in (tmp_path / "w/config.gin").read_text()
+
+
+def test_a_checkpoint_of_the_beginning_binds(lockstep, tmp_path: Path) -> None:
+    """Which a run keeps that may go back to it: another would begin with its weights."""
+    assert lockstep("train sea --workdir=w")[0] == 0
+    folder = tmp_path / "w/checkpoints"
+    (folder / "step-00000003.safetensors").rename(folder / "step-00000000.safetensors")
+    code, _, said = lockstep("train sea --workdir=w --gin_param=Boat.sails=2")
+    assert (code, "holds a run of another configuration: Boat.sails" in said) == (78, True)
 
 
 def test_checkpoints_of_an_unknown_configuration_are_refused(lockstep, tmp_path: Path) -> None:
@@ -725,10 +761,10 @@ def test_sigterm_around_a_training_is_not_lost(lockstep, monkeypatch) -> None:
     told: list[bool] = []
     train = PaperTrainer.train
 
-    def signalled(self: Any, texts: Any, started: Any, stop: threading.Event) -> Any:
-        told.append(stop.is_set())
+    def signalled(self: Any, texts: Any, started: Any, stop: Asked) -> Any:
+        told.append(stop.asked)
         os.kill(os.getpid(), signal.SIGTERM)
-        told.append(stop.is_set())
+        told.append(stop.asked)
         return train(self, texts, started, stop)
 
     monkeypatch.setattr(PaperTrainer, "train", signalled)

@@ -334,11 +334,17 @@ def test_samples_of_later_steps_are_dropped(tmp_path):
         for step in (1, 2, 3):
             writer.samples(step, np.zeros([1, 2, 2, 1], np.uint8))
             writer.table(step, "pairs", np.zeros([1, 2, 2, 2, 1], np.uint8))
+    for of_the_user in ("step-comparison.png", "step-3.png", "step-00000003"):
+        (tmp_path / "samples" / of_the_user).touch()
+    (tmp_path / "samples/step-123456789.png").touch()
     metrics.MetricWriter(tmp_path, 2).close()
     names = [
         "step-00000001-pairs.png",
         "step-00000001.png",
         "step-00000002-pairs.png",
         "step-00000002.png",
+        "step-00000003",
+        "step-3.png",
+        "step-comparison.png",
     ]
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == names
