@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
+from models.grid_networks import refuse_grids
 from models.image_networks import ConvolutionalEncoder, NetworkFactory, image_shape
 from models.labels import count_classes
 from models.layers import dense
@@ -46,6 +47,7 @@ class Classifier:
         self.encoder = self.encoder_factory(
             self.shape, self.features, noise=noise("encoder"), name="encoder"
         )
+        refuse_grids(self.encoder, "Classifier.encoder")
         self.head = dense(self.classes, noise, "head")
         self.head.build((None, self.features))
         self.networks = {"encoder": self.encoder, "head": self.head}

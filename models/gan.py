@@ -12,6 +12,7 @@ import tensorflow as tf
 from models.augmentation import CHANGES, augment
 from models.diversity import diversity
 from models.gan_losses import LOSSES
+from models.grid_networks import refuse_grids
 from models.image_networks import (
     ConvolutionalDecoder,
     ConvolutionalEncoder,
@@ -108,6 +109,8 @@ class GAN:
             raise ValueError(
                 f"GAN.augmentation is {', '.join(augmentation)}: name each change once"
             )
+        if not penalty_weight >= 0:
+            raise ValueError(f"GAN.penalty_weight is {penalty_weight}: it must be at least 0")
         if critic_updates < 1 or latent < 1:
             raise ValueError(
                 f"GAN has critic_updates {critic_updates} and latent {latent}: both must be at least 1"
@@ -222,7 +225,7 @@ class GAN:
         # Asked by making it, since a configuration's wrapper hides what a network takes.
         classes = {"classes": self.classes} if self.classes else {}
         try:
-            return factory(self.shape, size, noise=noise(name), name=name, **classes)
+            made = factory(self.shape, size, noise=noise(name), name=name, **classes)
         except TypeError as error:
             if "unexpected keyword argument 'classes'" not in str(error):
                 raise
@@ -230,6 +233,8 @@ class GAN:
                 f"GAN.conditional is True, but the {name} knows no classes: choose the ResNet networks, or set "
                 "GAN.conditional = False"
             ) from None
+        refuse_grids(made, f"the {name} of GAN")
+        return made
 
     def _labels(self, batch: Batch) -> tf.Tensor | None:
         return batch["label"] if self.classes else None
@@ -318,7 +323,8 @@ class GAN:
         due = step % every == 0
         if in_xla():
             # It cannot compile the second gradient of a branch (TRAPS 9f), where shapes and permutations that were constants in the first
-            # pass are none: there the penalty is computed at every step, and is the same.
+            # pass are none: there the penalty is computed at every step, and is the same unless one that does not count has a
+            # gradient that is not finite.
             return tf.where(due, weighted(), 0)
         return tf.cond(due, weighted, lambda: tf.zeros([noise.rows], noise.dtype))
 
@@ -342,7 +348,7 @@ class GAN:
         if boundary is not None:
             right = tf.cast(real_output > boundary, noise.dtype)
             metrics["accuracy"] = (right + tf.cast(fake_output < boundary, noise.dtype)) / 2
-        if self.watch_diversity:
+        if self.watch_diversity and training:  # Held-out examples may be sorted, by class say.
             metrics["real_diversity"] = diversity(real, labels)
             metrics["fake_diversity"] = diversity(fake, labels)
         return metrics

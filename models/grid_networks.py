@@ -15,12 +15,12 @@ from models.layers import built, convolution
 from models.objective import Noise
 
 
-class _ResidualNetwork(keras.layers.Layer):
-    """A chain of layers; a `_Residual` is one of them."""
+class GridNetwork(keras.layers.Layer):
+    """A chain of layers, from examples `[*inputs]` to `[*outputs]`; a `_Residual` is one of them."""
 
     def __init__(self, name: str, chain: Sequence[keras.layers.Layer], inputs: Sequence[int]):
         super().__init__(name=name)
-        self.chain = list(chain)
+        self.chain, self.inputs = list(chain), tuple(inputs)
         self.build((None, *inputs))
 
     def build(self, input_shape: Sequence[Any]) -> None:
@@ -43,7 +43,7 @@ class _ResidualNetwork(keras.layers.Layer):
         return x
 
 
-class ResidualEncoder(_ResidualNetwork):
+class ResidualEncoder(GridNetwork):
     """Images -> grids `[b, height / 2^stages, width / 2^stages, outputs]`.
 
     `stages` 4×4 convolutions of stride 2 with ReLU, `blocks` residual blocks, a linear 1×1 convolution.
@@ -82,7 +82,7 @@ class ResidualEncoder(_ResidualNetwork):
         super().__init__(name, chain, shape)
 
 
-class ResidualDecoder(_ResidualNetwork):
+class ResidualDecoder(GridNetwork):
     """Grids `[b, height / 2^stages, width / 2^stages, inputs]` -> images `[b, *shape]`, linear at the end.
 
     A 3×3 convolution, `blocks` residual blocks and `stages` 4×4 transposed convolutions of stride 2 with ReLU but for the
@@ -137,6 +137,18 @@ class _Residual(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         return tuple(input_shape)
+
+
+def refuse_grids(network: keras.layers.Layer, where: str) -> None:
+    """For models whose codes are vectors.
+
+    Raises:
+      ValueError: if those of the network, which is called `where`, are grids.
+    """
+    if isinstance(network, GridNetwork):
+        raise ValueError(
+            f"{where} is a {type(network).__name__}, whose code is a grid: choose another network, or VQVAE"
+        )
 
 
 def _grid(shape: Sequence[int], stages: int) -> tuple[int, int]:

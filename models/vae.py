@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from models.bounds import ELBO, Bound, Terms, of_layers
 from models.distributions import Normal
+from models.grid_networks import refuse_grids
 from models.image_networks import NetworkFactory, image_shape
 from models.labels import LabelPlane, count_classes
 from models.latents import Paths, PriorFactory, StandardNormal, of_samples
@@ -109,6 +110,8 @@ class VAE:
             noise=noise("decoder"),
             name="decoder",
         )
+        for network in (self.encoder, self.decoder):
+            refuse_grids(network, f"VAE.{network.name}")
         made = [self.encoder, self.decoder, self.prior, self.likelihood]
         if self.centred:
             self.centring = Centring("centring", initial=0.5)

@@ -28,8 +28,10 @@ class VQVAE:
 
     Args:
       element_spec: of the data, with "image" `[height, width, channels]`.
-      encoder: makes the encoder: `encoder(image_shape, width, noise=…, name=…)`, to grids `[rows, columns, width]`.
-      decoder: makes the decoder: `decoder(likelihood.outputs, width, noise=…, name=…)`, of such grids.
+      encoder: makes the encoder: `encoder(image_shape, width, noise=…, name=…)`, to grids, whose shape
+        `[rows, columns, width]` is its `outputs`.
+      decoder: makes the decoder: `decoder(likelihood.outputs, width, noise=…, name=…)`, of such grids, its
+        `inputs`.
       likelihood: makes p(x | outputs of the decoder): see `models.likelihoods`.
       codes: how many there are in the codebook, and `width`, the length of each.
       commitment: β.
@@ -73,6 +75,7 @@ class VQVAE:
         self.decoder = self.decoder_factory(
             self.likelihood.outputs, self.width, noise=noise("decoder"), name="decoder"
         )
+        self._check_grids()
         self.grid = self.encoder.outputs[:2]
         self.codebook = Codebook(
             self.codes,
@@ -88,6 +91,21 @@ class VQVAE:
         self.phases = [
             Phase(name="vq", variables=variables, loss=self.loss, optimizer=self.optimizer)
         ]
+
+    def _check_grids(self) -> None:
+        made: tuple[int, ...] = getattr(self.encoder, "outputs", ())
+        taken: tuple[int, ...] = getattr(self.decoder, "inputs", ())
+        for network, grid in ((self.encoder, made), (self.decoder, taken)):
+            if len(grid) != 3:
+                raise ValueError(
+                    f"VQVAE.{network.name} is a {type(network).__name__}, whose code is no grid: choose ResidualEncoder and "
+                    "ResidualDecoder"
+                )
+        if made != taken:
+            raise ValueError(
+                f"VQVAE.encoder makes grids of {made[0]}×{made[1]} and VQVAE.decoder takes {taken[0]}×{taken[1]}: give both "
+                "networks the same stages"
+            )
 
     def loss(self, batch: Batch, noise: Noise, step: tf.Tensor) -> tuple[tf.Tensor, Metrics]:
         """-log p(x | e) + β Σ |z - sg(e)|², `[b]`; the metrics are those of `evaluate`, but for the likelihood's."""

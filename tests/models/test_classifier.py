@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from input_pipeline.batches import Feature
 from models.classifier import Classifier
+from models.grid_networks import ResidualEncoder
 from models.mlp import MLPEncoder
 from tests.models.objective_checks import (
     WAYS,
@@ -67,3 +68,5 @@ def test_data_without_labels_are_refused():
         Classifier({"image": SPEC["image"]})
     with pytest.raises(ValueError, match=r"Classifier\.features is 0: it must be at least 1"):
         Classifier(SPEC, features=0)
+    with pytest.raises(ValueError, match=r"Classifier\.encoder is a ResidualEncoder, whose code"):
+        build(lambda: Classifier(SPEC, encoder=ResidualEncoder))

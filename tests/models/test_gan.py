@@ -16,6 +16,7 @@ from models.augmentation import augment
 from models.diversity import diversity
 from models.gan import GAN
 from models.gan_losses import HINGE, LEAST_SQUARES, NON_SATURATING, WASSERSTEIN
+from models.grid_networks import ResidualDecoder, ResidualEncoder
 from models.image_networks import (
     ConvolutionalDecoder,
     ConvolutionalEncoder,
@@ -410,6 +411,11 @@ def test_diversity_is_the_difference_of_two_neighbours():
     fake = np.tanh(z @ values["generator/dense/kernel"]).reshape(4, 2, 6)
     expected = np.repeat(np.abs(fake[:, 0] - fake[:, 1]).mean(1) / 2, 2)
     np.testing.assert_allclose(metrics["fake_diversity"], expected, rtol=1e-10)
+    # Held-out examples may be sorted.
+    assert not any(
+        "diversity" in name
+        for name in gan.evaluate(batch, Noise(1, "evaluate", rows=ROWS, dtype=tf.float64), 0)
+    )
     gan = build(lambda: linear("hinge", watch_diversity=False), "float64")
     _, metrics, _, _ = run_phase(gan, gan.phases[0], batch, tf.float64)
     assert not any("diversity" in name for name in metrics)
@@ -556,12 +562,25 @@ def test_images_that_do_not_fit_are_named(shape, stages, message):
             build(lambda arguments=arguments: GAN(spec(*shape), **arguments))
 
 
+def test_networks_of_grids_are_refused():
+    for arguments in ({"generator": ResidualDecoder}, {"discriminator": ResidualEncoder}):
+        (name,) = arguments
+        with pytest.raises(
+            ValueError, match=f"the {name} of GAN is a Residual.*, whose code is a grid"
+        ):
+            build(lambda arguments=arguments: GAN(spec(8, 8, 1), **arguments))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"loss": "lsgan"}, "must be one of non_saturating, hinge, least_squares, wasserstein"),
         ({"penalty": "r2"}, 'the penalty of GAN is "r2": it must be one of wgan_gp, r1, dragan'),
         ({"penalty": "r1", "penalty_every": 0}, "penalty_every is 0 with penalty r1"),
+        (
+            {"penalty": "r1", "penalty_weight": -1.0},
+            "penalty_weight is -1.0: it must be at least 0",
+        ),
         ({"penalty_every": 16}, "penalty_every is 16 with penalty None"),
         ({"augmentation": ("flip",)}, 'has "flip": it must be of colour, translation, cutout'),
         ({"augmentation": ("cutout", "cutout")}, "cutout, cutout: name each change once"),

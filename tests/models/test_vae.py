@@ -12,6 +12,7 @@ from input_pipeline.batches import Feature
 from input_pipeline.noise import Noise
 from models.bounds import ELBO, IWAE
 from models.distributions import Normal
+from models.grid_networks import ResidualDecoder, ResidualEncoder
 from models.image_networks import (
     ConvolutionalDecoder,
     ConvolutionalEncoder,
@@ -346,6 +347,13 @@ def test_parameter_counts_by_hand():
 def test_arguments_are_checked(arguments, message):
     with pytest.raises(ValueError, match=message):
         VAE(SPEC, **arguments)
+
+
+def test_networks_of_grids_are_refused():
+    for arguments in ({"encoder": ResidualEncoder}, {"decoder": ResidualDecoder}):
+        (name,) = arguments
+        with pytest.raises(ValueError, match=rf"VAE\.{name} is a Residual.*, whose code is a grid"):
+            build(lambda arguments=arguments: VAE(SPEC, **arguments))
 
 
 @pytest.mark.parametrize("conditional", [False, True])

@@ -10,6 +10,7 @@ from input_pipeline.batches import Feature
 from input_pipeline.noise import Noise
 from models.grid_networks import ResidualDecoder, ResidualEncoder
 from models.likelihoods import Gaussian
+from models.mlp import MLPDecoder, MLPEncoder
 from models.vq_vae import VQVAE
 from tests.models.objective_checks import (
     build,
@@ -179,6 +180,15 @@ def test_arguments_are_checked():
         VQVAE(SPEC, commitment=-1.0)
     with pytest.raises(ValueError, match="images of 6×6 cannot be halved 2 times"):
         build(lambda: VQVAE({"image": Feature((6, 6, 1), "float32")}))
+    for arguments in ({"encoder": MLPEncoder}, {"decoder": MLPDecoder}):
+        (name,) = arguments
+        with pytest.raises(ValueError, match=rf"VQVAE\.{name} is a MLP.*, whose code is no grid"):
+            build(lambda arguments=arguments: VQVAE(SPEC, **arguments))
+    shallower = functools.partial(ResidualEncoder, stages=1)
+    with pytest.raises(
+        ValueError, match=r"makes grids of 4×2 and VQVAE\.decoder takes 2×1: give both"
+    ):
+        build(lambda: VQVAE(SPEC, encoder=shallower))
 
 
 def test_pictures_are_reconstructions():
