@@ -184,7 +184,8 @@ class Centring(keras.layers.Layer):
     """
 
     def __init__(self, name: str, initial: float = 0.0, momentum: float = 0.999):
-        super().__init__(name=name)
+        # A low precision would round by as much as pictures differ.
+        super().__init__(name=name, autocast=False)
         self.initial = initial
         self.momentum = momentum
 

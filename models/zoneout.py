@@ -59,15 +59,15 @@ class Zoneout:
             tf.cast(weight, x.dtype)
             for weight in (layer.kernel, layer.recurrent_kernel, layer.bias)
         )
-        rows = tf.matmul(tf.reshape(x, [-1, x.shape[2]]), kernel) + bias
+        rows = tf.cast(tf.matmul(tf.reshape(x, [-1, x.shape[2]]), kernel) + bias, h.dtype)
         gates = tf.transpose(tf.reshape(rows, [batch, time, 4 * layer.units]), [1, 0, 2])
         kept = [self._kept(name, layer, time, noise, training, h.dtype) for name in "hc"]
 
         def one(before: State, at_time: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> State:
             (h, c), (gates, keep_h, keep_c) = before, at_time
             seen = h if recurrent_mask is None else h * recurrent_mask
-            z = gates + tf.matmul(tf.cast(seen, x.dtype), recurrent_kernel)
-            i, f, g, o = tf.split(tf.cast(z, h.dtype), 4, 1)
+            z = gates + tf.cast(tf.matmul(tf.cast(seen, x.dtype), recurrent_kernel), h.dtype)
+            i, f, g, o = tf.split(z, 4, 1)
             new = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(g)
             out = tf.sigmoid(o) * tf.tanh(new)
             return keep_h * h + (1 - keep_h) * out, keep_c * c + (1 - keep_c) * new

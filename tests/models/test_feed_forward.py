@@ -30,6 +30,16 @@ def test_gelu(jit):
     np.testing.assert_allclose(gradient, slope, atol=1e-9)
 
 
+def test_gelu_of_large_numbers_in_low_precision():
+    """The square of 256 is more than float16 has."""
+    x = tf.constant([-3e4, -300.0, -256.0, 255.0, 256.0, 3e4], tf.float16)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = gelu(x)
+    np.testing.assert_array_equal(y, np.maximum(x, 0))
+    np.testing.assert_array_equal(tape.gradient(y, x), [0, 0, 0, 1, 1, 1])
+
+
 def test_gelu_is_near_its_definition():
     """x Φ(x), which it approximates within 0.0005."""
     exact = X * 0.5 * np.array([math.erfc(-x / math.sqrt(2)) for x in X])

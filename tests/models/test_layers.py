@@ -190,3 +190,9 @@ def test_centring_subtracts_the_moving_mean_of_the_data():
     np.testing.assert_array_equal(layer.moving_mean, [2.0, 3.0])
     layer.update(x)
     np.testing.assert_array_equal(layer(x), x - [2.0, 3.75])
+    with dtype_policy("mixed_bfloat16"):
+        layer = Centring("centring", initial=0.5)
+    # Of 0.501 that has 0.5.
+    np.testing.assert_array_equal(
+        layer(np.array([[0.501]], np.float32)), [[np.float32(0.501) - 0.5]]
+    )

@@ -22,9 +22,10 @@ MASK = 2.0 * RNG.integers(0, 2, [BATCH, UNITS])
 SCALES = [RNG.normal(size=s) for s in [(BATCH, TIME, UNITS), (BATCH, UNITS), (BATCH, UNITS)]]
 
 
-def make():
-    with checks.dtype_policy("float64"):
-        layer = LSTM(UNITS, Noise(0, "lstm", rows=1, dtype=tf.float64), "lstm")
+def make(policy="float64"):
+    dtype = checks.NOISE_DTYPE[policy]
+    with checks.dtype_policy(policy):
+        layer = LSTM(UNITS, Noise(0, "lstm", rows=1, dtype=dtype), "lstm")
         layer.build((None, None, INPUTS))
     return layer
 
@@ -104,6 +105,14 @@ def test_at_rates_of_zero_it_is_the_layer():
     expected, expected_after = layer(tf.constant(X), state, mask)
     for one, other in zip((outputs, *after), (expected, *expected_after), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_gates_are_of_the_precision_of_the_state():
+    """In low precision too, where a sum of both products would be rounded."""
+    layer = make("mixed_bfloat16")
+    _, (_, expected) = layer(tf.constant(X, tf.float32))
+    _, (_, cell) = Zoneout(0.0, 0.0).run(layer, tf.constant(X, tf.float32))
+    np.testing.assert_allclose(cell, expected, atol=1e-6)
 
 
 def test_rates_and_noise_are_checked():
