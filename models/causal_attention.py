@@ -95,7 +95,9 @@ class CausalAttention(keras.layers.Layer):
         if rotation is not None:
             query, key = rotate(query, *rotation), rotate(key, *rotation)
         if cache is not None:
-            key, value = _put(key, cache[0], position), _put(value, cache[1], position)
+            key, value = (
+                put(n, old, position, 2) for n, old in zip((key, value), cache, strict=True)
+            )
         scores = tf.matmul(query * size**-0.5, key, transpose_b=True)
         if scores.dtype.name in LOW_PRECISION:
             scores = tf.cast(scores, tf.float32)
@@ -134,11 +136,11 @@ def rotate(x: tf.Tensor, cos: tf.Tensor, sin: tf.Tensor) -> tf.Tensor:
     return tf.concat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
-def _put(new: tf.Tensor, old: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-    """`old` `[b, heads, keys, d]` with `new` `[b, heads, time, d]` from a position on."""
-    time = new.shape[2]
-    # Rows and heads come first, so this is no scatter: each place takes the new token that belongs there, if there is one.
-    place = tf.range(old.shape[2]) - position
+def put(new: tf.Tensor, old: tf.Tensor, position: tf.Tensor, axis: int) -> tf.Tensor:
+    """`old` with `new`, which is shorter along the axis of tokens, from a position on."""
+    time = new.shape[axis]
+    # Rows come first, so this is no scatter: each place takes the new token that belongs there, if there is one.
+    place = tf.range(old.shape[axis]) - position
     there = (place >= 0) & (place < time)
-    chosen = tf.gather(new, tf.clip_by_value(place, 0, time - 1), axis=2)
-    return tf.where(there[:, tf.newaxis], chosen, old)
+    chosen = tf.gather(new, tf.clip_by_value(place, 0, time - 1), axis=axis)
+    return tf.where(tf.reshape(there, [-1, *[1] * (len(old.shape) - axis - 1)]), chosen, old)

@@ -39,23 +39,18 @@ class Uniform(keras.initializers.Initializer):
 
 
 class VarianceScaling(keras.initializers.Initializer):
-    """Normal weights of variance scale / fan, not truncated; `noise` as for `Normal`.
+    """Normal weights of variance scale / fan (Glorot & Bengio 2010), not truncated; `noise` as for `Normal`.
 
-    scale 1 with "fan_avg" is Glorot & Bengio 2010, scale 2 with "fan_in" He et al. 2015. Fans are Keras': the receptive
-    field times the last dimension but one (in) or the last (out).
+    The fan is the mean of Keras' two: the receptive field times the last dimension but one (in) and the last (out).
     """
 
-    def __init__(self, noise: Noise, scale: float = 1.0, mode: str = "fan_avg"):
-        if mode not in ("fan_in", "fan_out", "fan_avg"):
-            raise ValueError(f'mode is "{mode}": it must be "fan_in", "fan_out" or "fan_avg"')
+    def __init__(self, noise: Noise, scale: float = 1.0):
         self.noise = noise
         self.scale = scale
-        self.mode = mode
 
     def __call__(self, shape: Sequence[int], dtype: str | None = None) -> tf.Tensor:
         field = math.prod(shape[:-2])
-        fan_in, fan_out = field * shape[-2], field * shape[-1]
-        fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[self.mode]
+        fan = field * (shape[-2] + shape[-1]) / 2
         return _weight(self.noise.normal(shape) * math.sqrt(self.scale / fan), dtype)
 
 

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from models import pretrained_tokens
+from models.causal_attention import put
 from models.initializers import Uniform
 from models.objective import Noise
 
@@ -111,10 +112,7 @@ class KerasHubNetwork(keras.layers.Layer):
         if state is None:
             return self._logits(tokens, training), {}
         time, position = tokens.shape[1], state["position"]
-        place = tf.range(state["tokens"].shape[1]) - position
-        there = (place >= 0) & (place < time)
-        new = tf.gather(tokens, tf.clip_by_value(place, 0, time - 1), axis=1)
-        known = tf.where(there, new, state["tokens"])
+        known = put(tokens, state["tokens"], position, 1)
         # No token sees those after it, so what fills the rest does not matter.
         logits = self._logits(known, training)
         size = [tf.shape(logits)[0], time, self.vocabulary]

@@ -206,7 +206,8 @@ class ResNetDiscriminator(keras.layers.Layer):
 class _Up(keras.layers.Layer):
     """norm, ReLU, doubled, 3×3, norm, ReLU, 3×3; beside it doubled, 1×1 (Miyato et al. 2018, figure 9).
 
-    Its convolutions have no biases, since the norms behind them, of further blocks too, take away what is the same everywhere.
+    Its convolutions have no biases, since the norms behind them, of further blocks too, take away what is the same everywhere; only
+    a self-attention between blocks would see it.
     """
 
     def __init__(
