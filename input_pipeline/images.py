@@ -58,7 +58,11 @@ class Images:
         arrays = {"image": images}
         if labels is not None:
             _check_labels(labels, len(images))
-            classes = int(labels.max()) + 1 if classes is None else classes
+            classes = classes or int(labels.max()) + 1
+            if labels.max() >= classes:
+                raise DataError(
+                    f"the largest label is {labels.max()}, and there are {classes} classes: give the number of all classes"
+                )
             self.element_spec["label"] = Feature((), "int32", cardinality=classes)
             arrays["label"] = labels.astype(np.int32)
         self._arrays = Arrays(arrays)

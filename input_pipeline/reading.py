@@ -55,7 +55,7 @@ def read_column(path: pathlib.Path, column: str) -> str:
             table = pandas.read_csv(
                 io.StringIO(text), sep=divider, dtype=str, keep_default_na=False
             )
-    except ValueError as error:  # Of which pandas' own are.
+    except (TypeError, ValueError) as error:  # Of which pandas' own are.
         raise DataError(f"{path} is no table ({' '.join(str(error).split())}): mend it") from None
     if not isinstance(table.index, pandas.RangeIndex):  # It takes what is too much for one.
         raise DataError(f"{path} has more fields in a row than columns: quote texts with commas")

@@ -132,13 +132,19 @@ def _records(name: str, split: str, info: Any) -> tuple[Records, list[pathlib.Pa
             f"{name} is prepared as {kind}, which is not read by number: prepare it again, as array_record, by "
             'tfds.load(…, builder_kwargs={"file_format": "array_record"})'
         )
+    import tensorflow_datasets as tfds
+
     try:
         parts = info.splits[split].file_instructions
-    except (KeyError, ValueError) as error:
+        slices = tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits)
+    except (KeyError, ValueError, NotImplementedError) as error:
         raise DataError(
             f"{name} has no split {split} ({_first_line(error)}): set TensorFlowDataset.split to one of "
             f"{', '.join(info.splits)}, or a part of one"
         ) from None
+    # A slice that ends before it starts is as many examples as TensorFlow Datasets' arithmetic makes of it.
+    if any(part.to is not None and part.to <= (part.from_ or 0) for part in slices):
+        raise DataError(f"{split} of {name} has no examples: set TensorFlowDataset.split to more")
     opened: dict[str, Records] = {}
     for part in parts:
         if part.filename not in opened:
@@ -148,8 +154,6 @@ def _records(name: str, split: str, info: Any) -> tuple[Records, list[pathlib.Pa
             raise DataError(
                 f"{part.filename} has {found} records, and {expected} by dataset_info.json: prepare {name} again"
             )
-    if not parts:
-        raise DataError(f"{split} of {name} has no examples: set TensorFlowDataset.split to more")
     ranges = [range(part.skip, part.skip + part.take) for part in parts]
     files = [pathlib.Path(path) for path in opened]
     return _Parts([opened[part.filename] for part in parts], ranges), files

@@ -191,7 +191,7 @@ def load_tokenizer(path: str) -> Tokenizer:
         return read_tokenizer(text)
     except DataError:
         raise
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{file} is no tokenizer.json ({error}): name another") from None
 
 

@@ -89,6 +89,10 @@ def test_idx_files_of_other_numbers(code, dtype, tmp_path):
 
 def test_classes_may_be_more_than_the_labels_here():
     assert Images(PICTURES, LABELS, classes=10).element_spec["label"].cardinality == 10
+    with pytest.raises(
+        DataError, match=f"the largest label is {LABELS.max()}, and there are 1 classes"
+    ):
+        Images(PICTURES, LABELS, classes=1)
 
 
 def damaged(tmp_path, data):

@@ -45,6 +45,7 @@ def test_dates_and_numbers_in_text_stay_text(tmp_path):
         ("a.jsonl", '{"text": "a"}\n{"other": "b"}', r'in column "text" of row 2 \(nan\)'),
         ("a.jsonl", '{"text": 5}', r'in column "text" of row 1 \(5\): leave the row out'),
         ("a.jsonl", '{"text": "a"', r"a\.jsonl is no table \("),
+        ("a.jsonl", '{"text": "a"}\nnull', r"a\.jsonl is no table \("),
         ("a.csv", "text,b\n1,2,3,4\n1,2,3,4,5,6", r"a\.csv is no table \("),
         ("a.csv", "text\nwell,well\nso,so", r"a\.csv has more fields in a row than columns: quote"),
         ("a.csv", "", r"a\.csv is no table \(No columns"),

@@ -166,6 +166,7 @@ def test_a_file_that_is_not_utf_8_is_named_with_the_place(folder):
         ({"tokens": "letters"}, ValueError, 'tokens is "letters": choose one of characters, '),
         ({"tokens": "none.json"}, DataError, r"none\.json cannot be read"),
         ({"tokens": "bad.json"}, DataError, r"bad\.json is no tokenizer\.json \("),
+        ({"tokens": "null.json"}, DataError, r"null\.json is no tokenizer\.json \("),
         ({"tokens": "bytes", "vocabulary": 9}, ValueError, "vocabulary is 9: it is for words and"),
         ({"tokens": "subwords"}, ValueError, "vocabulary is None: say how many subwords"),
         ({"tokens": "words", "extra_characters": "é"}, ValueError, "extra_characters is 'é': it"),
@@ -176,6 +177,7 @@ def test_what_cannot_be_done_is_said_in_one_line(arguments, kind, message, folde
     (folder / "empty.txt").touch()
     (folder / "short.txt").write_text("a")
     (folder / "bad.json").write_text(json.dumps({"tokens": "words"}))
+    (folder / "null.json").write_text(json.dumps({"tokens": "words", "vocabulary": None}))
     with pytest.raises(kind, match=message) as error:
         text_files(**{"path": "whole.txt", **arguments})
     assert "\n" not in str(error.value)
