@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 import numpy as np
 import tensorflow as tf
-from measuring.pytorch import installed
+from measuring.pytorch import PyTorch, start
 from PIL import Image
 
 from input_pipeline.batches import Batches, Feature, Slice, Source, Unindexed
@@ -93,33 +93,24 @@ def keras_folder(
     return iter(data.repeat().prefetch(tf.data.AUTOTUNE))
 
 
-class PyTorchFolder:
-    """As PyTorch's guides read a folder, in a process of its own."""
-
-    def __init__(self, folder: pathlib.Path, batch: int) -> None:
-        program = pathlib.Path(__file__).parent / "others" / "pytorch_folder.py"
-        command = [sys.executable, str(program), str(folder), str(batch), str(WORKERS)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def __call__(self, seconds: float) -> float:
-        """Images a second over that time at least."""
-        assert self._process.stdin and self._process.stdout
-        print(seconds, file=self._process.stdin, flush=True)
-        return float(self._process.stdout.readline())
-
-    def close(self) -> None:
-        self._process.communicate()
+Measure = Callable[[float], tuple[float, float, float]]
+"""Reads for some seconds at least: images, seconds, and those of the processor."""
 
 
-def rate(batches: Iterator, batch: int, seconds: float) -> float:
-    """Images a second over that time at least."""
-    count, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < seconds:
+def pytorch_folder(folder: pathlib.Path, batch: int) -> PyTorch | None:
+    """As PyTorch's guides read a folder; None where it is not installed."""
+    if importlib.util.find_spec("torchvision") is None:
+        return None
+    return start("pytorch_folder.py", folder=str(folder), batch=batch, workers=WORKERS)
+
+
+def read(batches: Iterator, batch: int, seconds: float) -> tuple[float, float, float]:
+    """As `Measure` says."""
+    count, begin, processor = 0, time.perf_counter(), time.process_time()
+    while (passed := time.perf_counter() - begin) < seconds:
         next(batches)
         count += batch
-    return count / passed
+    return count, passed, time.process_time() - processor
 
 
 def memory(folder: pathlib.Path, count: int, batch: int) -> dict[str, float]:
@@ -150,9 +141,9 @@ class Ids:
 
 def first_batch(length: int, batch: int, step: int) -> float:
     """Seconds until the data set of an index gives its first batch from a step on."""
-    start = time.perf_counter()
+    begin = time.perf_counter()
     next(iter(Batches(Ids(length), batch).training(Slice(), step=step)))
-    return time.perf_counter() - start
+    return time.perf_counter() - begin
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -200,18 +191,18 @@ def measure(scratch: pathlib.Path, line: argparse.Namespace) -> None:
     loaded = Images(np.load(scratch / "packed/images.npy"), np.load(scratch / "packed/labels.npy"))
     shards = f"{scratch}/shards/*.tfrecord"
 
-    def ours(source: Source | Unindexed, first: int = 0) -> Callable[[float], float]:
+    def ours(source: Source | Unindexed, first: int = 0) -> Measure:
         return after(first, iter(Batches(source, line.batch).training(Slice())))
 
-    def theirs(name: str, first: int = 0) -> Callable[[float], float]:
+    def theirs(name: str, first: int = 0) -> Measure:
         crop = name == "photographs"
         return after(first, keras_folder(scratch / name, line.side, line.batch, first > 0, crop))
 
-    def after(first: int, batches: Iterator) -> Callable[[float], float]:
+    def after(first: int, batches: Iterator) -> Measure:
         """Measures what follows so many images."""
         for _ in range(math.ceil(first / line.batch)):
             next(batches)
-        return functools.partial(rate, batches, line.batch)
+        return functools.partial(read, batches, line.batch)
 
     records = {"label": "image/class/label", "classes": CLASSES}
     large = str(scratch / "photographs")
@@ -230,23 +221,18 @@ def measure(scratch: pathlib.Path, line: argparse.Namespace) -> None:
         "Packed 28×28": ours(Packed(str(scratch / "small"))),
         "Images 28×28": ours(Images(small)),
     }
-    pytorch = None
-    if installed() and importlib.util.find_spec("torchvision"):
-        pytorch = measures["PyTorch"] = PyTorchFolder(scratch / "folder", line.batch)
-    else:
-        print(
-            'PyTorch is not installed and left out: pip install -e ".[benchmark]"', file=sys.stderr
-        )
+    pytorch = pytorch_folder(scratch / "folder", line.batch)
+    if pytorch:
+        measures["PyTorch"] = lambda seconds: tuple(pytorch.ask(seconds=seconds))
     rates: dict[str, list[float]] = {name: [] for name in measures}
     processor: dict[str, list[float]] = {name: [] for name in measures}
     for _ in range(line.rounds):
         for name, measured in measures.items():
             # What was read ahead while others were measured is used up first.
             measured(line.seconds / 3)
-            start = time.process_time()
-            rates[name].append(measured(line.seconds))
-            images = rates[name][-1] * line.seconds
-            processor[name].append(1e6 * (time.process_time() - start) / images)
+            images, seconds, of_processor = measured(line.seconds)
+            rates[name].append(images / seconds)
+            processor[name].append(1e6 * of_processor / images)
     if pytorch:
         pytorch.close()
     print(
@@ -254,12 +240,7 @@ def measure(scratch: pathlib.Path, line: argparse.Namespace) -> None:
         f"Keras {keras.__version__}, {line.rounds} rounds of {line.seconds:g} s"
     )
     for name, values in rates.items():
-        # PyTorch's is that of other processes.
-        used = (
-            ""
-            if name == "PyTorch"
-            else f", {statistics.median(processor[name]):.1f} µs of processor an image"
-        )
+        used = f", {statistics.median(processor[name]):.1f} µs of processor an image"
         print(
             f"{name:>36}: {statistics.median(values):>9,.0f} images/s (from {min(values):,.0f} to {max(values):,.0f}){used}"
         )

@@ -1,34 +1,45 @@
-"""PyTorch's folder of pictures, in a process of its own: it and TensorFlow cannot always be loaded into one.
+"""PyTorch's folder of pictures, for ../input.py.
 
-usage: pytorch_folder.py FOLDER BATCH WORKERS. For each line of seconds on stdin it prints images a second over that time.
+usage: pytorch_folder.py SETTINGS, in JSON: folder, batch, workers. Each line of JSON on stdin is {"seconds": n}, to read for so long;
+the answer is how many images it read, its seconds, and those of the processor, the workers' too.
 """
 
+import json
 import sys
 import time
 
+import psutil
 import torch
 import torchvision
 
 
+def processor_seconds() -> float:
+    """Of this process and of those that it has started."""
+    own = psutil.Process()
+    times = (process.cpu_times() for process in (own, *own.children(recursive=True)))
+    return sum(time.user + time.system for time in times)
+
+
 def main() -> None:
-    folder, batch, workers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    settings = json.loads(sys.argv[1])
     # As PyTorch's guides read a folder.
-    data = torchvision.datasets.ImageFolder(folder, torchvision.transforms.ToTensor())
+    data = torchvision.datasets.ImageFolder(settings["folder"], torchvision.transforms.ToTensor())
     loader = torch.utils.data.DataLoader(
         data,
-        batch_size=batch,
+        batch_size=settings["batch"],
         shuffle=True,
         drop_last=True,
-        num_workers=workers,
+        num_workers=settings["workers"],
         persistent_workers=True,
     )
     batches = (part for _ in iter(int, 1) for part in loader)
     for line in sys.stdin:
-        count, start = 0, time.perf_counter()
-        while (passed := time.perf_counter() - start) < float(line):
+        seconds = json.loads(line)["seconds"]
+        count, begin, processor = 0, time.perf_counter(), processor_seconds()
+        while (passed := time.perf_counter() - begin) < seconds:
             next(batches)
-            count += batch
-        print(count / passed, flush=True)
+            count += settings["batch"]
+        print(json.dumps([count, passed, processor_seconds() - processor]), flush=True)
 
 
 if __name__ == "__main__":
