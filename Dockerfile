@@ -10,7 +10,7 @@ COPY configs configs
 COPY clusters clusters
 # The newest TensorFlow for TPUs is older than the constraints.
 RUN if [ "$TENSORFLOW" = tpu ]; then sed -i '/^tensorflow/d' constraints.txt; fi \
-    && pip install --no-cache-dir -c constraints.txt ".[$TENSORFLOW,datasets]" \
+    && pip install --no-cache-dir -c constraints.txt ".[$TENSORFLOW,datasets,text]" \
     && rm -r /opt/lockstep/*
 WORKDIR /
 ENTRYPOINT ["lockstep"]
