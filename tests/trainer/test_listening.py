@@ -58,9 +58,10 @@ def test_only_its_addresses_are_reached(own, server):
     known = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
     known += ["::1"] if server.family == socket.AF_INET6 else []
     assert all(reaches(address, port) for address in known)
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = set(os.listdir("/proc/self/fd"))
     assert close_to_others(port, own)
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    # None is left open; the server may still close one of a connection.
+    assert descriptors.issuperset(os.listdir("/proc/self/fd"))
     assert {address for address in known if reaches(address, port)} == {
         address.removeprefix("::ffff:") for address in own
     } & {*known}
