@@ -58,7 +58,7 @@ class Images:
         arrays = {"image": images}
         if labels is not None:
             _check_labels(labels, len(images))
-            classes = classes or int(labels.max()) + 1
+            classes = int(labels.max()) + 1 if classes is None else classes
             if labels.max() >= classes:
                 raise DataError(
                     f"the largest label is {labels.max()}, and there are {classes} classes: give the number of all classes"

@@ -143,7 +143,7 @@ def _records(name: str, split: str, info: Any) -> tuple[Records, list[pathlib.Pa
             f"{', '.join(info.splits)}, or a part of one"
         ) from None
     # A slice that ends before it starts is as many examples as TensorFlow Datasets' arithmetic makes of it.
-    if any(part.to is not None and part.to <= (part.from_ or 0) for part in slices):
+    if not parts or any(s.to is not None and s.to <= (s.from_ or 0) for s in slices):
         raise DataError(f"{split} of {name} has no examples: set TensorFlowDataset.split to more")
     opened: dict[str, Records] = {}
     for part in parts:
