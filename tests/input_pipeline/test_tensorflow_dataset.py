@@ -6,12 +6,14 @@ import pathlib
 import shutil
 import socket
 import sys
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from input_pipeline import tensorflow_dataset
 from input_pipeline.batches import Batches, DataError, MissingLibrary, Slice
 from input_pipeline.tensorflow_dataset import TensorFlowDataset
 
@@ -170,6 +172,14 @@ def test_what_is_not_there_is_named(arguments, message, prepared):
     with pytest.raises(DataError, match=message) as error:
         TensorFlowDataset(**usual | arguments)
     assert "\n" not in str(error.value)
+
+
+def test_a_split_without_examples_is_named():
+    empty = tfds.core.splits.SplitInfo(name="train", shard_lengths=[], num_bytes=0)
+    splits = tfds.core.splits.SplitDict([empty])
+    info = types.SimpleNamespace(file_format=types.SimpleNamespace(value="tfrecord"), splits=splits)
+    with pytest.raises(DataError, match="train of tiny has no examples: set"):
+        tensorflow_dataset._records("tiny", "train", info)
 
 
 def test_what_is_not_installed_is_named(prepared, monkeypatch):
