@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.util
 import json
 import math
 import pathlib
@@ -28,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 import numpy as np
 import tensorflow as tf
-from measuring.pytorch import PyTorch, start
+from measuring.pytorch import start
 from PIL import Image
 
 from input_pipeline.batches import Batches, Feature, Slice, Source, Unindexed
@@ -95,13 +94,6 @@ def keras_folder(
 
 Measure = Callable[[float], tuple[float, float, float]]
 """Reads for some seconds at least: images, seconds, and those of the processor."""
-
-
-def pytorch_folder(folder: pathlib.Path, batch: int) -> PyTorch | None:
-    """As PyTorch's guides read a folder; None where it is not installed."""
-    if importlib.util.find_spec("torchvision") is None:
-        return None
-    return start("pytorch_folder.py", folder=str(folder), batch=batch, workers=WORKERS)
 
 
 def read(batches: Iterator, batch: int, seconds: float) -> tuple[float, float, float]:
@@ -221,7 +213,10 @@ def measure(scratch: pathlib.Path, line: argparse.Namespace) -> None:
         "Packed 28×28": ours(Packed(str(scratch / "small"))),
         "Images 28×28": ours(Images(small)),
     }
-    pytorch = pytorch_folder(scratch / "folder", line.batch)
+    # As its guides read a folder.
+    pytorch = start(
+        "pytorch_folder.py", folder=str(scratch / "folder"), batch=line.batch, workers=WORKERS
+    )
     if pytorch:
         measures["PyTorch"] = lambda seconds: tuple(pytorch.ask(seconds=seconds))
     rates: dict[str, list[float]] = {name: [] for name in measures}

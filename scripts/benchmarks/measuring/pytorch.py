@@ -51,7 +51,8 @@ class PyTorch:
 
 
 def installed() -> bool:
-    return importlib.util.find_spec("torch") is not None
+    """With torchvision, which reads folders of pictures, as the extra has it."""
+    return all(importlib.util.find_spec(name) for name in ("torch", "torchvision"))
 
 
 def start(program: str, **settings: Any) -> PyTorch | None:
