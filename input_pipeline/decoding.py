@@ -1,7 +1,7 @@
 """Encoded pictures, such as JPEG or PNG, decoded to bytes of one shape by their ids.
 
 Where pictures are wanted as they are in their files, TensorFlow decodes them, several times as fast as Pillow in threads
-of Python; where they are resized, turned or converted, Pillow. Which of them does it is a matter of the picture and the
+of Python; where they are resized, turned or converted, and of other formats, Pillow. Which of them does it is a matter of the picture and the
 arguments alone, never of the batch it is in.
 """
 
@@ -24,21 +24,35 @@ from input_pipeline.cache import CACHE_MIB, Cache
 from input_pipeline.sizes import height_and_width
 
 MODES = {1: "L", 3: "RGB"}
-GREY = ("1", "L", "LA", "La", "I", "F")
+"""Pillow's, by the channels that pictures may have."""
+GREY = ("1", "L", "LA", "La")
 """Pillow's modes of one channel, beside "I;16" and its like; transparency is left out."""
+UNSCALED = ("I", "F")
+"""Those of 32 bits, of which no number is white."""
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow raises where a file is no picture or damaged."""
 NATIVE = ("JPEG", "PNG")
 """What TensorFlow decodes as Pillow does."""
 UPRIGHT, SIDEWAYS = 1, 5
 """EXIF's orientation: of pictures that are shown as they are, and the first of those whose sides change places."""
-EXIF = b"Exif\0\0", b"eXIf"
-"""What it follows in JPEG files, within their first bytes, where its standard wants it, and in PNG files."""
-EXIF_WITHIN = 1024
-PNG, PIXELS = b"\x89PNG", b"IDAT"
-"""Beginnings of PNG files and of their pixels: before these it may be behind colour profiles and texts of any length."""
-RIFF = b"RIFF"
-"""Beginning of WebP files, which have it at their end."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Orientation -> what makes it upright."""
+JPEG, PNG, RIFF = b"\xff\xd8\xff", b"\x89PNG", b"RIFF"
+"""Beginnings of files; the last of WebP's, which have EXIF at their end."""
+HEAD = 1024
+"""Bytes in which most files say what they are."""
+EXIF = rb"Exif\x00\x00|eXIf|Raw profile type exif"
+"""What follows: in JPEG files, in PNG files, and in those of ImageMagick."""
+PIXELS = rb"\x00[\x0b\x11]\x08\C{4}[\x01\x03]|IDAT"
+"""The frame of JPEG files of 1 or 3 components, not of the 4 of CMYK, and the data of PNG files: no EXIF follows them."""
 CHUNK = 32
 """Pictures decoded by one piece of a graph, so that a graph does not grow with the batch."""
 FEW = 0.25
@@ -103,13 +117,23 @@ class Form:
                     # JPEG files decode to a half, a quarter or an eighth, where that is at least twice what is wanted.
                     height, width = self.pair if turn < SIDEWAYS else self.pair[::-1]
                     image.draft(None, (2 * width, 2 * height))
-                picture = self._converted(
-                    image if turn == UPRIGHT else ImageOps.exif_transpose(image)
-                )
+                mode = image.mode
+                picture = self._converted(image)
+                if turn != UPRIGHT:
+                    picture = picture.transpose(TURNS[turn])
+        except Image.DecompressionBombError:
+            raise BadRecord(
+                f"{name} cannot be read (it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels): make it smaller"
+            ) from None
         except DAMAGE:
             raise BadRecord(
                 f"{name} cannot be read (it is no picture, or damaged): mend or replace it"
             ) from None
+        if mode in UNSCALED:
+            raise BadRecord(
+                f"{name} cannot be read (its pixels are numbers of 32 bits, of which none is white): write it with 8 or "
+                "16 bits"
+            )
         if self.pair:
             height, width = self.pair
             if self.fit == "crop":
@@ -177,7 +201,7 @@ class Decoder:
           BadRecord: if it cannot be read.
           DataError: if it has another shape.
         """
-        if self.native and orientation(data) == UPRIGHT:
+        if self.native and plain(data):
             try:
                 found = _decoded(tf.constant(data)).numpy()
             except tf.errors.InvalidArgumentError:
@@ -199,19 +223,23 @@ class Decoder:
           fetch: the bytes of some items, strings `[k]`; may fail.
 
         Returns:
-          The pictures, and whether all could be read, are upright and have the shape; else some are missing.
+          The pictures, and whether all could be read, are `plain` and have the shape; else some are missing.
         """
         chunk = _divisor(items.shape[0])
         chunks = tf.size(items, tf.int64) // chunk
 
+        missing = (tf.zeros([chunk, *self.shape], tf.uint8), False)
+
         def decode(items: tf.Tensor) -> tuple[tf.Tensor, bool]:
-            fetched = fetch(items)
-            encoded = tf.unstack(fetched, num=chunk)
-            found = [tf.ensure_shape(_decoded(one), self.shape) for one in encoded]
-            return tf.stack(found), _upright(fetched)
+            encoded = fetch(items)
+
+            def decoded() -> tuple[tf.Tensor, bool]:
+                each = [_decoded(one) for one in tf.unstack(encoded, num=chunk)]
+                return tf.stack([tf.ensure_shape(one, self.shape) for one in each]), True
+
+            return tf.cond(_plain(encoded), decoded, lambda: missing)
 
         # A dataset is what can catch an error inside of a graph.
-        missing = (tf.zeros([chunk, *self.shape], tf.uint8), False)
         data = tf.data.Dataset.from_tensor_slices(tf.reshape(items, [-1, chunk]))
         data = data.map(tf.autograph.experimental.do_not_convert(decode)).ignore_errors()
         data = data.concatenate(tf.data.Dataset.from_tensors(missing).repeat())
@@ -339,35 +367,57 @@ class EncodedPictures:
 
 
 def orientation(data: bytes) -> int:
-    """How a picture is to be turned: EXIF's number, from 1 (not at all) to 8; 1 of data that are no picture."""
-    pixels = data.find(PIXELS) if data.startswith(PNG) else 0
-    head = data[: max(EXIF_WITHIN, pixels)]
-    if not data.startswith(RIFF) and not any(mark in head for mark in EXIF):
+    """How a picture is to be turned: EXIF's number, from 1 (not at all) to 8; 1 of data that are no picture.
+
+    In JPEG and PNG files it counts before the pixels, behind colour profiles and texts of any length.
+    """
+    head = data[:HEAD]
+    if not data.startswith(RIFF) and not _EXIF.search(head if _PIXELS.search(head) else data):
         return UPRIGHT
     try:
         with Image.open(io.BytesIO(data)) as image:
             found = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
     except DAMAGE:
         return UPRIGHT
-    return found if found in range(UPRIGHT, 9) else UPRIGHT
+    return int(found) if found in range(UPRIGHT, 9) else UPRIGHT
 
 
-def _upright(encoded: tf.Tensor) -> tf.Tensor:
-    """Whether all pictures are, in a graph: bool `[]` of strings `[k]`."""
+def plain(data: bytes) -> bool:
+    """Whether TensorFlow makes of it what Pillow does: a grey or coloured JPEG or PNG that is shown as it is.
+
+    TensorFlow writes beyond its memory where it is given an animated WebP, and has other colours for CMYK.
+    """
+    if not data.startswith((JPEG, PNG)) or orientation(data) != UPRIGHT:
+        return False
+    if data.startswith(PNG) or _PIXELS.search(data[:HEAD]):
+        return True
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.mode in MODES.values()
+    except DAMAGE:
+        return False
+
+
+_EXIF = re.compile(EXIF)
+_PIXELS = re.compile(PIXELS.replace(rb"\C", rb"[\s\S]"))
+
+
+def _plain(encoded: tf.Tensor) -> tf.Tensor:
+    """Whether all pictures are `plain`, in a graph: bool `[]` of strings `[k]`."""
 
     def look(encoded: np.ndarray) -> np.bool_:
-        return np.bool_(all(orientation(data) == UPRIGHT for data in encoded))
+        return np.bool_(all(plain(data) for data in encoded))
 
-    # Only what has EXIF, or may have it further on, goes to Python, which would cost all of them a tenth.
-    marks = "|".join(re.escape(mark.decode()) for mark in EXIF)
-    heads = tf.strings.substr(encoded, 0, EXIF_WITHIN)
-    marked = tf.strings.regex_full_match(heads, rf"\C*(?:{marks})\C*")
-    of_png = tf.strings.regex_full_match(heads, rf"\C{PNG[1:].decode()}\C*")
-    with_pixels = tf.strings.regex_full_match(heads, rf"\C*{PIXELS.decode()}\C*")
+    def have(pattern: bytes) -> tf.Tensor:
+        return tf.strings.regex_full_match(heads, rb"\C*(?:%s)\C*" % pattern)
+
+    # Only those whose head does not say it go to Python, which would cost all of them a tenth.
+    heads = tf.strings.substr(encoded, 0, HEAD)
+    known = [tf.strings.substr(encoded, 0, len(start)) == start for start in (JPEG, PNG)]
     return tf.cond(
-        tf.reduce_any(marked | (of_png & ~with_pixels)),
-        lambda: tf.ensure_shape(tf.numpy_function(look, [encoded], tf.bool, stateful=False), []),
+        tf.reduce_all((known[0] | known[1]) & have(PIXELS) & ~have(EXIF)),
         lambda: True,
+        lambda: tf.ensure_shape(tf.numpy_function(look, [encoded], tf.bool, stateful=False), []),
     )
 
 

@@ -15,7 +15,7 @@ from input_pipeline.bad_records import BadRecord
 from input_pipeline.batches import DataError, ElementSpec, Feature
 from input_pipeline.cache import CACHE_MIB
 from input_pipeline.decoding import EncodedPictures, Form
-from input_pipeline.images import pictures
+from input_pipeline.images import MOST_CLASSES, pictures
 from input_pipeline.records import Records
 
 
@@ -42,11 +42,11 @@ class Fields:
 
     def __post_init__(self) -> None:
         if (self.label is None) != (self.classes is None) or (
-            self.classes is not None and self.classes < 1
+            self.classes is not None and not 1 <= self.classes <= MOST_CLASSES
         ):
             raise ValueError(
-                f"{self.owner}.label is {self.label!r} and classes {self.classes}: set both, classes at least 1, or "
-                "neither"
+                f"{self.owner}.label is {self.label!r} and classes {self.classes}: set both, classes from 1 to "
+                f"{MOST_CLASSES:,}, or neither"
             )
         if self.shape is not None and (len(self.shape) != 3 or min(self.shape) < 1):
             raise ValueError(
@@ -90,7 +90,12 @@ class Fields:
         """The label; raises BadRecord and DataError."""
         assert self.label is not None and self.classes is not None
         label = self._value(name, record, self.label, "int64_list")
-        if not 0 <= label < self.classes:
+        if label < 0:  # As TensorFlow Datasets writes where it is not known.
+            raise DataError(
+                f"{name} has the {self.label} {label}, which is no class: take a split with labels, or read none "
+                f"({self.owner}.label)"
+            )
+        if label >= self.classes:
             raise DataError(
                 f"{name} has the {self.label} {label}, and {self.owner}.classes is {self.classes}: labels go from 0 on, "
                 "set classes to more"
@@ -105,13 +110,16 @@ class Fields:
             raise BadRecord(
                 f"{name} cannot be read (it is no tf.train.Example): mend or replace it"
             ) from error
-        values = getattr(features[key], kind).value if key in features else []
+        found = features[key].WhichOneof("kind") if key in features else None
+        values = getattr(features[key], kind).value if found == kind else []
         if len(values) != 1:
+            wanted = kind.partition("_")[0]
+            wrong = f"{len(values)} values of {wanted} in {key}, not one"
+            if found not in (None, kind):
+                wrong = f"{found.partition('_')[0]} in {key}, not {wanted}"
             there = ", ".join(sorted(features)) or "none"
-            raise DataError(
-                f"{name} has {len(values)} values of {kind.partition('_')[0]} in {key}, not one: name one of its "
-                f"features ({there})"
-            )
+            remedy = "mend it, or name another" if found else "name one"
+            raise DataError(f"{name} has {wrong}: {remedy} of its features ({there})")
         return values[0]
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -21,8 +22,20 @@ from input_pipeline.retrying import read_bytes, reason_of, retrying
 
 IDX_DTYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
+MOST_CLASSES = 2**31 - 1
+"""Labels are int32."""
 NPY, ZIP = b"\x93NUMPY", b"PK"
 """Beginnings of .npy and .npz files."""
+NPY_DAMAGE = (
+    ValueError,
+    EOFError,
+    MemoryError,  # of a size that was altered
+    RuntimeError,  # NotImplementedError too: of archives that say they are encrypted, or packed otherwise
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What NumPy raises where a file of its own is damaged, beside OSError."""
 OF_OBJECTS = (
     "holds Python objects, which are not read since they could run code: save an array of numbers"
 )
@@ -148,7 +161,7 @@ def _images(images: str, labels: str | None, read: Callable[[str], np.ndarray]) 
 
 
 def _check_images(images: np.ndarray, where: str = "") -> None:
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) == 0:
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.size == 0:
         raise DataError(
             f"{where}the images are {images.dtype} {list(images.shape)}: they must be bytes (uint8) "
             "[n, height, width] or [n, height, width, channels], at least one"
@@ -156,10 +169,14 @@ def _check_images(images: np.ndarray, where: str = "") -> None:
 
 
 def _check_labels(labels: np.ndarray, count: int, where: str = "") -> None:
-    if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise DataError(
             f"{where}the labels are {labels.dtype} {list(labels.shape)} for {count} images: "
-            "there must be one integer from 0 on for each"
+            "there must be one integer for each"
+        )
+    if labels.min() < 0 or labels.max() >= MOST_CLASSES:
+        raise DataError(
+            f"{where}the labels are from {labels.min()} to {labels.max()}: they must be numbers of classes, from 0 on"
         )
 
 
@@ -217,7 +234,7 @@ def read_numpy(where: str) -> np.ndarray:
         raise DataError(
             f"{path} cannot be read ({reason_of(error)}): mend it, or name another file"
         ) from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except NPY_DAMAGE as error:
         raise DataError(f"{path} {_numpy_problem(pathlib.Path(path), error)}") from None
     if isinstance(loaded, np.ndarray):
         return loaded
@@ -233,7 +250,7 @@ def read_numpy(where: str) -> np.ndarray:
             )
         try:
             found = loaded[name]
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, *NPY_DAMAGE) as error:
             wrong = OF_OBJECTS if "Object arrays" in str(error) else "is damaged: write it again"
             raise DataError(f"{name} in {path} {wrong}") from None
         if not isinstance(found, np.ndarray):  # Bytes of what is no .npy file.

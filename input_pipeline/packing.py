@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.batches import DataError, Source
+from input_pipeline.decoding import MODES
 from input_pipeline.manifest import PICTURES
 from input_pipeline.packed import IMAGES, LABELS
 from input_pipeline.writing import Identity, check_new, write_folder
@@ -39,6 +40,11 @@ def pack(
     image, label = source.element_spec.get("image"), source.element_spec.get("label")
     if image is None or len(image.shape) != 3:
         raise DataError(f'feature "image" of the source is {image or "missing"}: it must be images')
+    if image.shape[-1] not in MODES:
+        raise DataError(
+            f"pictures of the source are {list(image.shape)}: they must be [height, width, channels] with 1 channel, grey, "
+            "or 3, colours"
+        )
     fields = {
         "count": len(source),
         "shape": list(image.shape),

@@ -32,7 +32,7 @@ class TensorFlowDataset(Examples):
       split: as TensorFlow Datasets has it: "train", "train[:90%]", "train+test".
       data_dir: where sets are prepared; None for ~/tensorflow_datasets, or $TFDS_DATA_DIR.
       image: the feature that is the picture.
-      label: the feature that is the class; None for "label", if that is one, and no labels otherwise.
+      label: the feature that is the class; None for "label", if that is one, and no labels otherwise; "" for no labels.
       size: as that of `ImageFolder`, with `channels`, `fit`, `on_bad_record`, `bad_budget` and `cache_mib`.
 
     Attributes:
@@ -116,6 +116,7 @@ def _check_features(
         )
     if label is None and "label" in labels:
         label = "label"
+    label = label or None
     if label is not None and label not in labels:
         there = ", ".join(labels) or "none"
         raise DataError(

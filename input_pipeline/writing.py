@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -76,7 +78,7 @@ def write_folder(
         _lock(lock, target)
         contents = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
         state = {"contents": contents, **index}
-        start, lengths, known = _done_before(partial, state, identity)
+        start, lengths, known = _done_before(partial, state, identity, rows)
         lengths = {name: lengths.get(name, 0) for name in rows}
         skipped = [] if skipped is None else skipped
         skipped += [name for name in known if name not in skipped]
@@ -125,29 +127,45 @@ def _lock(folder: int, target: pathlib.Path) -> None:
 
 
 def _done_before(
-    partial: pathlib.Path, state: dict[str, Any], identity: Identity
+    partial: pathlib.Path,
+    state: dict[str, Any],
+    identity: Identity,
+    rows: Mapping[str, tuple[type, tuple[int, ...]]],
 ) -> tuple[int, dict[str, int], list[str]]:
     """Units done and rows of each file that an earlier start of the same conversion has written, and the names of what it
-    skipped; without one the folder is emptied."""
+    skipped; without one, or where files are damaged, the folder is emptied."""
     try:
         before = json.loads((partial / PROGRESS).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         before = {}
-    done, lengths = before.pop("done", 0), before.pop("lengths", {})
-    skipped = before.pop("skipped", [])
-    if before.pop("identity", None) == identity(done, skipped) and before == state:
-        return done, lengths, skipped
+    if isinstance(before, dict):
+        done, lengths = before.pop("done", 0), before.pop("lengths", {})
+        skipped = before.pop("skipped", [])
+        same = before.pop("identity", None) == identity(done, skipped) and before == state
+        if same and all(_holds(partial / name, *rows[name], n) for name, n in lengths.items()):
+            return done, lengths, skipped
     for entry in partial.iterdir():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     return 0, {}, []
+
+
+def _holds(path: pathlib.Path, dtype: type, row: tuple[int, ...], length: int) -> bool:
+    """Whether an .npy file has so many rows at least: one that was cut off since would be filled up with zeros."""
+    header = io.BytesIO()
+    _write_header(header, dtype, row, length)
+    needed = header.tell() + length * _row_bytes(dtype, row)
+    return path.is_file() and path.stat().st_size >= needed
+
+
+def _row_bytes(dtype: type, row: tuple[int, ...]) -> int:
+    return np.dtype(dtype).itemsize * math.prod(row)
 
 
 def _opened(path: pathlib.Path, dtype: type, row: tuple[int, ...], length: int) -> IO[bytes]:
     """An .npy file behind its first `length` rows; what was written after them is cut off."""
     file = path.open("r+b" if length else "w+b")
     _write_header(file, dtype, row, length)
-    row_bytes = np.dtype(dtype).itemsize * int(np.prod(row, dtype=np.int64))
-    file.seek(length * row_bytes, os.SEEK_CUR)
+    file.seek(length * _row_bytes(dtype, row), os.SEEK_CUR)
     file.truncate()
     return file
 

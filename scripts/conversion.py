@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -48,6 +49,7 @@ REFRESH_SECONDS = 0.1
 def main(arguments: Sequence[str]) -> int:
     """Runs a command line, without the program's name; returns the exit code."""
     line = _parser().parse_args(arguments)
+    line.destination = os.path.expanduser(line.destination)
     try:
         backend.start()
         {"images": _images, "text": _text, "verify": _verify}[line.command](line)
@@ -215,8 +217,10 @@ def _identity(
 
 
 def _digest(file: pathlib.Path) -> bytes:
-    known = file.stat()
-    named = b"%s %d %d" % (os.fsencode(file.resolve()), known.st_size, known.st_mtime_ns)
+    named = os.fsencode(os.path.realpath(file))
+    with contextlib.suppress(OSError):  # A link to nothing is told of where it is read.
+        known = file.stat()
+        named += b" %d %d" % (known.st_size, known.st_mtime_ns)
     return hashlib.blake2b(named, digest_size=16).digest()
 
 

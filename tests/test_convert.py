@@ -346,6 +346,10 @@ def add_another_size(folder):
     Image.fromarray(np.zeros((3, 3), np.uint8)).save(folder / "folder/c/6.png")
 
 
+def link_to_nothing(folder):
+    (folder / "folder/a/x.png").symlink_to("nothing")
+
+
 def write_text(folder):
     (folder / "text").write_text(LINES)
 
@@ -378,6 +382,12 @@ def damage_packed(folder):
         ("images folder mnist", None, 73, "mnist is there already: remove it"),
         ("images folder packed --size=8", None, 64, "--size is 8: it must be height and width"),
         ("images mnist packed --size=8x8", None, 64, "--size is not for MNIST's files"),
+        (
+            "images folder packed",
+            link_to_nothing,
+            65,
+            "folder/a/x.png cannot be read (No such file",
+        ),
         ("images folder packed --split=test", None, 64, "--split is not for a folder of pictures"),
         ("images tiny/1.0.0 packed --split=tets", None, 65, "tiny/1.0.0 has no split tets"),
         ("images tiny/1.0.0 packed --classes=3", None, 64, "--classes is not for TensorFlow Datas"),

@@ -1,8 +1,10 @@
 """A folder of pictures: order, classes, cutting to one size; what cannot be used is named."""
 
 import errno
+import io
 import os
 import pathlib
+import struct
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import tensorflow as tf
 from PIL import ExifTags, Image, ImageCms
 
 from input_pipeline.batches import Batches, DataError, Slice
-from input_pipeline.decoding import EXIF_WITHIN
+from input_pipeline.decoding import HEAD
 from input_pipeline.image_folder import ImageFolder
 
 RANDOM = np.random.default_rng(0)
@@ -155,7 +157,7 @@ def test_exif_is_found_behind_a_colour_profile(suffix, size, tmp_path):
         path = tmp_path / f"{name}.{suffix}"
         Image.fromarray(array).save(path, quality=100, subsampling="4:4:4", **more)
     if suffix == "png":
-        assert (tmp_path / "1.png").read_bytes().index(b"eXIf") > EXIF_WITHIN
+        assert (tmp_path / "1.png").read_bytes().index(b"eXIf") > HEAD
     found = read(ImageFolder(str(tmp_path), size=size), 0, 1, 2)["image"] * 255
     np.testing.assert_allclose(found, np.broadcast_to(upright, [3, 32, 32, 3]), atol=3)
 
@@ -184,6 +186,92 @@ def test_other_kinds_of_pictures(suffix, tmp_path):
     Image.fromarray(255 - coloured).save(tmp_path / "a.png")
     both = read(ImageFolder(str(tmp_path)), 0, 1)["image"] * 255
     np.testing.assert_allclose(both, [255 - coloured, coloured], atol=1e-4)
+
+
+def test_of_an_animation_the_first_picture_is_taken(tmp_path):
+    """Behind a picture that TensorFlow decodes, which it does not with animated WebP: it writes beyond its memory."""
+    first, second = (RANDOM.integers(0, 256, (24, 20, 3), np.uint8) for _ in range(2))
+    picture(tmp_path / "a.png", 24, 20)
+    for name in ("b.webp", "c.gif"):
+        frames = [Image.fromarray(array) for array in (first, second)]
+        frames[0].save(
+            tmp_path / name, "webp", lossless=True, save_all=True, append_images=frames[1:]
+        )
+    for cache_mib in (0, 1):
+        found = read(ImageFolder(str(tmp_path), cache_mib=cache_mib), 0, 1, 2)["image"] * 255
+        np.testing.assert_allclose(found[1:], [first, first], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["transparent GIF", "CMYK"])
+def test_a_picture_is_the_same_behind_any_other(kind, tmp_path):
+    """Also one that TensorFlow reads otherwise than Pillow."""
+    data = io.BytesIO()
+    if kind == "CMYK":
+        inks = np.broadcast_to(np.array([200, 30, 30, 20], np.uint8), (8, 8, 4))
+        Image.fromarray(inks, "CMYK").save(data, "JPEG")
+        encoded = data.getvalue()
+        start = encoded.index(b"\xff\xee")  # Adobe's word, whose inks are inverted.
+        length = int.from_bytes(encoded[start + 2 : start + 4], "big")
+        encoded = encoded[:start] + encoded[start + 2 + length :]
+    else:
+        halves = Image.fromarray(np.kron([[0, 1]], np.ones((8, 4))).astype(np.uint8), "P")
+        halves.putpalette([250, 200, 100, 10, 20, 30])
+        halves.save(data, "GIF", transparency=0)
+        encoded = data.getvalue()
+    alone, behind = tmp_path / "alone", tmp_path / "behind"
+    for folder in (alone, behind):
+        folder.mkdir()
+        (folder / "b.jpg").write_bytes(encoded)
+    picture(behind / "a.png", 8, 8)
+    expected = read(ImageFolder(str(alone), channels=3), 0)["image"][0]
+    for source in (ImageFolder(str(behind)), ImageFolder(str(behind), cache_mib=0)):
+        np.testing.assert_array_equal(read(source, 0, 1)["image"][1], expected)
+
+
+EXIF_ENTRIES = {
+    "resolution of letters": struct.pack("<HHI", 0x11A, 2, 3) + b"72\0\0",
+    "maker of numbers": struct.pack("<HHII", 0x10F, 5, 1, 38),
+    "position of letters": struct.pack("<HHI", 0x213, 2, 3) + b"ab\0\0",
+}
+
+
+@pytest.mark.parametrize("entry", EXIF_ENTRIES.values(), ids=EXIF_ENTRIES)
+@pytest.mark.parametrize("before", [0, 3000])
+@pytest.mark.parametrize("size", [None, 32])
+def test_exif_may_be_odd_and_anywhere_before_the_pixels(entry, before, size, tmp_path):
+    """What else it holds matters nothing; XMP of 3 KB may come first."""
+    upright = np.kron(np.array([[0, 80], [160, 240]], np.uint8), np.ones((16, 16), np.uint8))
+    turn = struct.pack("<HHIHH", ExifTags.Base.Orientation, 3, 1, 3, 0)
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + turn + entry + bytes(4) + b"\x48\0\0\0\x01\0\0\0"
+    data = io.BytesIO()
+    Image.fromarray(upright[::-1, ::-1]).save(data, "JPEG", quality=100, exif=exif)
+    start = data.getvalue().index(b"\xff\xe1")
+    xmp = b"http://ns.adobe.com/xap/1.0/\0" + bytes(before)
+    segment = b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp if before else b""
+    Image.fromarray(upright).save(tmp_path / "0.jpg", quality=100)
+    encoded = data.getvalue()[:start] + segment + data.getvalue()[start:]
+    (tmp_path / "1.jpg").write_bytes(encoded)
+    found = read(ImageFolder(str(tmp_path), size=size), 0, 1)["image"] * 255
+    np.testing.assert_allclose(found[..., 0], np.broadcast_to(upright, [2, 32, 32]), atol=3)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_numbers_of_32_bits_are_refused(mode, tmp_path):
+    picture(tmp_path / "a.png")
+    Image.new(mode, (4, 6), 300).save(tmp_path / "b.png", "TIFF")
+    with pytest.raises(
+        (DataError, tf.errors.OpError), match=r"b\.png cannot be read \(its pixels are numbers of"
+    ):
+        read(ImageFolder(str(tmp_path)), 0, 1)
+
+
+def test_a_picture_too_large_is_told_so(tmp_path, monkeypatch):
+    picture(tmp_path / "a.png", 20, 20)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(
+        DataError, match=r"a\.png cannot be read \(it has more than 200 pixels\): make"
+    ):
+        ImageFolder(str(tmp_path), size=8)
 
 
 def test_the_home_folder_may_be_named(tmp_path, monkeypatch):

@@ -136,6 +136,12 @@ def numpy_file(save, *arrays, **named):
     return file.getvalue()
 
 
+def encrypted(archive):
+    """As one says of itself."""
+    flags = archive.index(b"PK\1\2") + 8
+    return archive[:flags] + bytes([archive[flags] | 1]) + archive[flags + 1 :]
+
+
 WHOLE = numpy_file(np.save, PICTURES)
 OBJECTS = np.array([1, None])
 
@@ -148,7 +154,9 @@ OBJECTS = np.array([1, None])
         (pickle.dumps([1]), "", "is no NumPy file (it begins with 80"),
         (WHOLE[:40], "", "was cut off or altered: fetch or write it again"),
         (WHOLE[:-1], "", "was cut off or altered"),
-        (numpy_file(np.savez, x=LABELS)[:-9], "", "was cut off or altered"),
+        (WHOLE.replace(b"(5,", b"(9" + 12 * b"9"), "", "was cut off or altered"),
+        (WHOLE.replace(b"), }", b"), #"), "", "was cut off or altered"),
+        (encrypted(numpy_file(np.savez, x=LABELS)), "", "is damaged"),
         (numpy_file(np.save, OBJECTS), "", "holds Python objects, which are not read"),
         (numpy_file(np.savez, x=OBJECTS), ":x", "x in PATH holds Python objects"),
         (numpy_file(np.savez), "", "has no arrays: write it with numpy.savez"),
@@ -193,7 +201,13 @@ def test_which_of_two_files_is_of_another_form_is_said(tmp_path, files):
         (PICTURES[:0], None, "at least one"),
         (PICTURES, LABELS[:4], r"the labels are uint8 \[4\] for 5 images"),
         (PICTURES, LABELS.astype(np.float32), r"the labels are float32 \[5\]"),
-        (PICTURES, LABELS.astype(np.int8) - 1, "one integer from 0 on"),
+        (PICTURES[:, :0], None, r"the images are uint8 \[5, 0, 4\]"),
+        (PICTURES, LABELS.astype(np.int8) - 1, "labels are from -1 to .*: they must be numbers of"),
+        (
+            PICTURES,
+            LABELS + np.int64(2**32),
+            r"labels are from \d+ to \d+: they must be numbers of classes",
+        ),
     ],
 )
 def test_arrays_of_another_form_are_refused(images, labels, message):

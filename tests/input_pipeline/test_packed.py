@@ -20,7 +20,7 @@ from input_pipeline.packing import pack
 
 RANDOM = np.random.default_rng(0)
 COUNT = 3 * packing.CHUNK + 17
-PICTURES = RANDOM.integers(0, 256, (COUNT, 3, 5, 2), np.uint8)
+PICTURES = RANDOM.integers(0, 256, (COUNT, 3, 5, 3), np.uint8)
 LABELS = RANDOM.integers(0, 7, COUNT)
 SOURCE = Images(PICTURES, LABELS, classes=9)
 
@@ -69,7 +69,7 @@ def test_the_files_are_what_numpy_and_their_index_say(packed):
         "format": "lockstep images",
         "version": 1,
         "count": COUNT,
-        "shape": [3, 5, 2],
+        "shape": [3, 5, 3],
         "classes": [],
         "cardinality": 9,
     }
@@ -91,7 +91,7 @@ def test_the_files_are_what_numpy_and_their_index_say(packed):
 def test_images_without_labels(tmp_path):
     pack(Images(PICTURES[:5]), f"{tmp_path}/set")
     source = Packed(f"{tmp_path}/set")
-    assert source.element_spec == {"image": Feature((3, 5, 2), "float32")}
+    assert source.element_spec == {"image": Feature((3, 5, 3), "float32")}
     assert source.read(tf.constant([4], tf.int64)).keys() == {"image"}
 
 
@@ -124,6 +124,31 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
     assert seen[-1] == (COUNT, COUNT)
     assert contents(tmp_path / "set") == contents(packed)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", b"{", b"[]", b"1"])
+def test_an_interrupted_conversion_that_is_damaged_begins_again(
+    damage, packed, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(writing, "SAVE_SECONDS", 0)
+
+    def stop(done, total):
+        if done == packing.CHUNK:
+            raise Killed
+
+    with pytest.raises(Killed):
+        pack(SOURCE, f"{tmp_path}/set", same, stop)
+    images = tmp_path / ".set.partial/images.npy"
+    if damage == "cut":
+        os.truncate(images, images.stat().st_size - 1)
+    elif damage == "gone":
+        images.unlink()
+    else:
+        images.with_name(writing.PROGRESS).write_bytes(damage)
+    seen = []
+    pack(SOURCE, f"{tmp_path}/set", same, lambda done, total: seen.append(done))
+    assert seen[0] == 0
+    assert contents(tmp_path / "set") == contents(packed)
 
 
 def test_bad_pictures_of_all_starts_of_a_conversion_count(tmp_path, monkeypatch):
@@ -198,6 +223,11 @@ def test_only_images_are_packed(tmp_path):
 
     with pytest.raises(DataError, match='feature "image" of the source is missing'):
         pack(Text(), f"{tmp_path}/set")
+    for shape in ((2, 4, 4, 2), (2, 3, 8, 8)):
+        with pytest.raises(
+            DataError, match=r"of the source are \[.*\]: they must be \[height, width"
+        ):
+            pack(Images(np.zeros(shape, np.uint8)), f"{tmp_path}/set")
 
 
 def flip(path, at=-1):
@@ -223,13 +253,13 @@ def edit(path, **changes):
         (lambda f: (f / "labels.npy").unlink(), r"labels\.npy cannot be read \(No such file"),
         (
             lambda f: os.truncate(f / "images.npy", 1000),
-            r"images\.npy has 1,000 bytes, and 23,678 by index\.json: it was cut off or altered",
+            r"images\.npy has 1,000 bytes, and 35,453 by index\.json: it was cut off or altered",
         ),
         (lambda f: flip(f / "images.npy"), r"images\.npy has the SHA-256 .*: it was altered"),
         (lambda f: flip(f / "labels.npy", 150), r"labels\.npy has the SHA-256"),
         (
-            lambda f: edit(f / "index.json", shape=[5, 3, 2]),
-            r"images\.npy is uint8 \[785, 3, 5, 2\], and uint8 \[785, 5, 3, 2\] by index\.json",
+            lambda f: edit(f / "index.json", shape=[5, 3, 3]),
+            r"images\.npy is uint8 \[785, 3, 5, 3\], and uint8 \[785, 5, 3, 3\] by index\.json",
         ),
     ],
 )

@@ -174,6 +174,26 @@ def test_what_is_not_there_is_named(arguments, message, prepared):
     assert "\n" not in str(error.value)
 
 
+def test_labels_that_are_not_known(tmp_path):
+    """As of a test part that is kept secret: they are named, and may be left out."""
+    example = {"image": np.full((5, 4, 3), 7, np.uint8), "label": -1}
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="secret",
+        version=VERSION,
+        features=tfds.features.FeaturesDict({name: FEATURES[name] for name in example}),
+        split_datasets={"test": [(0, example)]},
+        data_dir=tmp_path,
+    )
+    usual = {"name": "secret", "split": "test", "data_dir": str(tmp_path)}
+    message = (
+        r"has the label -1, which is no class: take .*, or read none \(TensorFlowDataset.label\)"
+    )
+    with pytest.raises((DataError, tf.errors.OpError), match=message):
+        read(TensorFlowDataset(**usual), 0)
+    unlabelled = TensorFlowDataset(**usual, label="")
+    assert list(read(unlabelled, 0)) == ["image"] and unlabelled.classes == []
+
+
 def test_a_split_without_examples_is_named():
     empty = tfds.core.splits.SplitInfo(name="train", shard_lengths=[], num_bytes=0)
     splits = tfds.core.splits.SplitDict([empty])
