@@ -60,7 +60,7 @@ def cuts(length: int, validation: float, test: float) -> tuple[int, int]:
     Raises:
       ValueError: if the shares leave nothing to train on.
     """
-    if min(validation, test) < 0 or validation + test >= 1:
+    if not (min(validation, test) >= 0 and validation + test < 1):  # Nor if one is no number.
         raise ValueError(
             f"the shares held out are validation {validation} and test {test}: each must be at least 0, and their sum "
             "below 1"

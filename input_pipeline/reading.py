@@ -10,6 +10,12 @@ from input_pipeline.batches import DataError, MissingLibrary
 from input_pipeline.retrying import read_bytes
 
 TABLES = (".csv", ".tsv", ".jsonl")
+OTHERS = {
+    b"\xff\xfe": "convert it by iconv -f utf-16 -t utf-8",
+    b"\xfe\xff": "convert it by iconv -f utf-16 -t utf-8",
+    b"\x1f\x8b": "unpack it by gunzip",
+}
+"""Beginnings of files that say what they are -> what to do."""
 
 
 def read_utf8(path: pathlib.Path) -> str:
@@ -25,9 +31,10 @@ def read_utf8(path: pathlib.Path) -> str:
     try:
         return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
+        known = [remedy for start, remedy in OTHERS.items() if data.startswith(start)]
+        remedy = known[0] if known else "convert it, for example by iconv -f latin1 -t utf-8"
         raise DataError(
-            f"{path} is not UTF-8 at byte {error.start:,} (0x{data[error.start]:02x}): convert it, for example by "
-            "iconv -f latin1 -t utf-8"
+            f"{path} is not UTF-8 at byte {error.start:,} (0x{data[error.start]:02x}): {remedy}"
         ) from None
 
 
@@ -48,7 +55,7 @@ def read_column(path: pathlib.Path, column: str) -> str:
     try:
         if path.suffix == ".jsonl":
             table = pandas.read_json(
-                io.StringIO(text), lines=True, dtype=False, convert_dates=False
+                io.StringIO(text), lines=True, dtype=False, convert_axes=False, convert_dates=False
             )
         else:
             divider = "\t" if path.suffix == ".tsv" else ","

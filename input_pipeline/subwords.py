@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import re
+import string
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from input_pipeline.batches import MissingLibrary
+from input_pipeline.batches import DataError, MissingLibrary
 from input_pipeline.sentence_pieces import SentencePieces
 from input_pipeline.tokenization import (
     LINE_END,
@@ -23,6 +24,10 @@ from input_pipeline.tokenization import (
 )
 
 END_OF_TEXT = "<|endoftext|>"
+LONGEST_WORD = re.compile(r"\S{1000}")
+"""Merging a word takes time by the square of its length."""
+NAMED = 20
+"""Characters that a message names."""
 
 
 class Subwords:
@@ -45,13 +50,15 @@ class Subwords:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._state = json.loads(self._tokenizer.to_str())
+        if not self._tokenizer.get_vocab():
+            raise ValueError("it has no tokens")
 
     @classmethod
     def of(cls, text: str, size: int) -> Subwords:
         """Byte pair encoding (Sennrich et al. 2016) of bytes (Radford et al. 2019), learnt from a text, the same each time.
 
-        The text is divided into lines, and those as GPT-2's are, before pairs are counted. There is no token for what is
-        unknown, since each byte is one.
+        The text is divided into lines, and those as GPT-2's are, before pairs are counted; what has no white space for 1,000
+        characters, there too. There is no token for what is unknown, since each byte is one.
 
         Args:
           text: to learn from.
@@ -74,7 +81,8 @@ class Subwords:
         trainer = library.trainers.BpeTrainer(
             vocab_size=size, initial_alphabet=alphabet, show_progress=False
         )
-        tokenizer.train_from_iterator(cut(text, behind=LINE_END), trainer)
+        divided = LONGEST_WORD.sub(r"\g<0>\n", text)
+        tokenizer.train_from_iterator(cut(divided, behind=LINE_END), trainer)
         return cls(tokenizer.to_str())
 
     @classmethod
@@ -129,10 +137,42 @@ class Subwords:
         return cut(text, behind=LINE_END) if self._by_line else iter([text] if text else [])
 
     def encode(self, text: str) -> np.ndarray:
-        """Tokens of a text, int32 `[n]`, without those that mark its beginning or end."""
+        """Tokens of a text, int32 `[n]`, without those that mark its beginning or end.
+
+        Raises:
+          DataError: if there is none for a part of it.
+        """
         lines = re.split(r"(?<=\n)", text) if self._by_line else [text]
-        encoded = self._tokenizer.encode_batch_fast(lines, add_special_tokens=False)
+        if missing := self._left_out(text):
+            raise DataError(
+                f"the tokenizer has no token for {missing[:NAMED]!r}{'…' * (len(missing) > NAMED)}, and would leave out what "
+                "it does not know: name one with an unknown token, or of bytes"
+            )
+        try:
+            encoded = self._tokenizer.encode_batch_fast(lines, add_special_tokens=False)
+        except Exception as error:  # It has no class of its own.
+            raise DataError(
+                f"the tokenizer cannot encode the text ({error}): name one whose vocabulary has its unknown token"
+            ) from None
         return np.array([token for line in encoded for token in line.ids], np.int32)
+
+    def _left_out(self, text: str) -> str:
+        """Characters that a model would pass over without a word: of byte pair encoding without bytes or an unknown token."""
+        model = self._state["model"]
+        before = [step["type"] for step in self._steps]
+        if (
+            model["type"] != "BPE"
+            or model.get("unk_token")
+            or model.get("byte_fallback")
+            or "ByteLevel" in before
+        ):
+            return ""
+        # At the beginning, within and at the end of a word. White space may be what divides words.
+        characters = sorted(set(text) - set(string.whitespace))
+        found = self._tokenizer.encode_batch_fast(
+            [3 * character for character in characters], add_special_tokens=False
+        )
+        return "".join(c for c, of in zip(characters, found, strict=True) if not of.ids)
 
     def decode(self, tokens: np.ndarray) -> str:
         return self._tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=False)

@@ -114,7 +114,7 @@ def read_text(path: str, column: str | None = None) -> str:
 
 
 def files_of(path: str, suffixes: Sequence[str] = (".txt",)) -> list[pathlib.Path]:
-    """The file, or those of a folder that have one of the suffixes, in the order of their names.
+    """The file, or those of a folder that have one of the suffixes, in the order of their names; hidden ones are left out.
 
     Raises:
       DataError: if a folder has none.
@@ -122,7 +122,8 @@ def files_of(path: str, suffixes: Sequence[str] = (".txt",)) -> list[pathlib.Pat
     folder = pathlib.Path(os.path.expanduser(path))
     if not folder.is_dir():
         return [folder]
-    files = sorted(file for file in folder.iterdir() if file.suffix in suffixes)
+    there = (file for file in folder.iterdir() if file.suffix in suffixes)
+    files = sorted(file for file in there if not file.name.startswith("."))
     if not files:
         named = " or ".join(f"*{suffix}" for suffix in suffixes)
         raise DataError(f"{path} has no files {named}: name a folder that has, or a file")
@@ -143,7 +144,9 @@ def make_tokenizer(
         )
     tokenizer = _make_tokenizer(texts["train"], tokens, vocabulary, extra_characters)
     if isinstance(tokenizer, Characters):
-        _check_characters(tokenizer, texts)
+        _check_characters(
+            tokenizer, texts, "add them by extra_characters, or " if tokens == "characters" else ""
+        )
     return tokenizer
 
 
@@ -249,15 +252,14 @@ def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
     )
 
 
-def _check_characters(tokenizer: Characters, texts: Mapping[str, str]) -> None:
+def _check_characters(tokenizer: Characters, texts: Mapping[str, str], remedy: str) -> None:
     known = set(tokenizer.vocabulary)
     for name, text in texts.items():
         missing = "".join(sorted(set(text) - known))
         if missing:
             raise DataError(
                 f"the vocabulary lacks {missing[:NAMED]!r}{'…' * (len(missing) > NAMED)}, "
-                f'{len(missing)} of the characters of part "{name}": add them by extra_characters, or choose '
-                'tokens = "bytes"'
+                f'{len(missing)} of the characters of part "{name}": {remedy}choose tokens = "bytes"'
             )
 
 

@@ -13,6 +13,8 @@ from models.objective import Noise, State
 from models.sliding_context import SlidingContext
 from models.token_network import TokenNetwork, read
 
+LEAST, MOST = 1e-6, 1e6
+"""Of what logits are divided by, and the least of `top_p`: beyond them float32 has no likeliest token left."""
 OF_DRAWS = {"temperature": 1.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
 """What makes draws other than the network's distribution, with the values that leave it."""
 
@@ -55,16 +57,20 @@ class Decoding:
             raise ValueError(
                 f"Decoding.prompt is {list(self.prompt)}: give one or more tokens, from 0 on"
             )
-        for name in ("length", "temperature", "repetition_penalty"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"Decoding.{name} is {getattr(self, name)}: it must be positive")
+        if not self.length > 0:
+            raise ValueError(f"Decoding.length is {self.length}: it must be positive")
+        for name in ("temperature", "repetition_penalty"):
+            if not LEAST <= getattr(self, name) <= MOST:
+                raise ValueError(
+                    f"Decoding.{name} is {getattr(self, name)}: it must be from {LEAST:g} to {MOST:g}"
+                )
         for name in ("top_k", "beams"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"Decoding.{name} is {value}: it must be None or at least 1")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
+        if self.top_p is not None and not LEAST <= self.top_p <= 1:
             raise ValueError(
-                f"Decoding.top_p is {self.top_p}: it must be None, or above 0 and at most 1"
+                f"Decoding.top_p is {self.top_p}: it must be None, or from {LEAST:g} to 1"
             )
         if self.end is not None and self.end < 0:
             raise ValueError(f"Decoding.end is {self.end}: it must be None or a token, from 0 on")

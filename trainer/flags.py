@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -313,10 +312,9 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
 
 def _decoding(given: Mapping[str, float | int]) -> Mapping[str, float | int | None]:
     """With what undoes the other way of decoding, which the configuration may have."""
-    for name, most in (("temperature", math.inf), ("top_p", 1), ("repetition_penalty", math.inf)):
-        if name in given and not 0 < given[name] <= most:
-            bound = f" and at most {most}" if most < math.inf else ""
-            raise UsageError(f"--{name}={given[name]:g}: it must be above 0{bound}")
+    for name, most in (("temperature", 1e6), ("top_p", 1), ("repetition_penalty", 1e6)):
+        if name in given and not 1e-6 <= given[name] <= most:
+            raise UsageError(f"--{name}={given[name]:g}: it must be from 1e-06 to {most:g}")
     drawing = [name for name in DRAWING if name in given]
     if "beams" in given:
         if drawing:

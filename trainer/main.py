@@ -38,7 +38,22 @@ NEIGHBOURED = 8
 
 def run() -> None:
     """The console script."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if (
+            getattr(sys, name) is None
+        ):  # Closed: else a file would get its number, and what C prints.
+            _discard(number)
+            setattr(sys, name, os.fdopen(number, "w"))
     backend.end(main(sys.argv[1:]))
+
+
+def _discard(number: int) -> None:
+    """What is written to a file descriptor from now on."""
+    sink = os.open(os.devnull, os.O_WRONLY)
+    if sink != number:
+        os.dup2(sink, number)
+        os.close(sink)
+    os.set_inheritable(number, True)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -59,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         return error.code
     except BrokenPipeError:
         # What reads our output wants no more of it, as head does; nothing must be written at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout.fileno())
     except KeyboardInterrupt:
         _say(f"lockstep: interrupted; {_again(line)}")
         return INTERRUPTED
@@ -308,7 +323,7 @@ def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     workdir.prepare(folder)
     path = _written(folder / f"step-{step:08d}-seed-{seed}{of_class}{suffix}", data)
     if suffix == ".txt" and len(first) < count:
-        print(pictures.page(decoded, skip=len(first)).encode(errors="replace").decode())
+        print(_printable(pictures.page(decoded, skip=len(first))))
     print(path)
     if line.array:
         array = io.BytesIO()
@@ -374,6 +389,12 @@ def _decoding(line: flags.CommandLine) -> list[str]:
     return [f"{place}.{name}={value!r}" for place in places for name, value in values]
 
 
+def _printable(text: str) -> str:
+    """With question marks for what stdout's encoding has not."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
+
+
 def _print_growing(texts: Iterator[str], count: int) -> str:
     """Prints the first of several texts while it grows, and an empty line; returns it."""
     from trainer import pictures
@@ -383,7 +404,7 @@ def _print_growing(texts: Iterator[str], count: int) -> str:
     if count > 1:
         print(pictures.heading(1, count))
     for piece in pieces(texts):
-        print(piece.encode(errors="replace").decode(), end="", flush=True)
+        print(_printable(piece), end="", flush=True)
         text += piece
     print("\n")
     return text

@@ -1,5 +1,6 @@
 """Text of one file."""
 
+import gzip
 import json
 import sys
 
@@ -38,6 +39,13 @@ def test_dates_and_numbers_in_text_stay_text(tmp_path):
     assert read_column(path, "date") == "2020-01-02\n0012"
 
 
+@pytest.mark.parametrize("name", ["2020", "1.0", "1700000000", ""])
+def test_names_of_columns_stay_text_too(name, tmp_path):
+    path = tmp_path / "table.jsonl"
+    path.write_text(json.dumps({name: "a", "other": "b"}))
+    assert read_column(path, name) == "a"
+
+
 @pytest.mark.parametrize(
     "name, contents, message",
     [
@@ -68,6 +76,23 @@ def test_utf_8(tmp_path):
     for read in (read_utf8, lambda path: read_column(path.rename(tmp_path / "a.csv"), "text")):
         with pytest.raises(DataError, match=r"is not UTF-8 at byte 1,008 \(0xff\)"):
             read(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "remedy"),
+    [
+        ("é".encode("utf-16"), "0 (0xff): convert it by iconv -f utf-16 -t utf-8"),
+        (b"\xfe\xff\0a", "0 (0xfe): convert it by iconv -f utf-16 -t utf-8"),
+        (gzip.compress(b"a"), "1 (0x8b): unpack it by gunzip"),
+        (b"\xe9a", "0 (0xe9): convert it, for example by iconv -f latin1 -t utf-8"),
+    ],
+)
+def test_what_says_what_it_is(data, remedy, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(data)
+    with pytest.raises(DataError) as error:
+        read_utf8(path)
+    assert str(error.value) == f"{path} is not UTF-8 at byte {remedy}"
 
 
 def test_the_missing_library_is_named(tmp_path, monkeypatch):

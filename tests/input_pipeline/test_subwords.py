@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pydoc_data.topics import topics
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import tokenizers
 
 from input_pipeline import tokenization
-from input_pipeline.batches import MissingLibrary
+from input_pipeline.batches import DataError, MissingLibrary
 from input_pipeline.subwords import Subwords, read_tokenizer
 
 TEXT = topics["with"] + topics["try"]
@@ -119,6 +120,41 @@ def test_what_is_no_tokenizer():
             Subwords(state)
     with pytest.raises(ValueError, match="vocabulary is 255: it must be at least 256"):
         Subwords.of(TEXT, 255)
+
+
+def whitespace_tokenizer(**model):
+    """The JSON of one whose words are divided by white space."""
+    state = json.loads(tokenizers.Tokenizer(tokenizers.models.BPE()).to_str())
+    before = {"type": "Whitespace"}
+    return json.dumps({**state, "pre_tokenizer": before, "model": state["model"] | model})
+
+
+def test_what_has_no_token_is_named():
+    """The library itself raises an error without a class, or leaves it out."""
+    known = {"H": 0, "e": 1, "l": 2, "o": 3}
+    short = Subwords(whitespace_tokenizer(vocab=known, merges=[]))
+    assert short.encode("Hello oH").tolist() == [0, 1, 2, 2, 3, 3, 0]
+    with pytest.raises(DataError, match="no token for 'dr', and would leave out what"):
+        short.encode("Hello lord")
+    words = {"type": "WordLevel", "vocab": {"Hello": 0}, "unk_token": "<unk>"}
+    unknown = Subwords(whitespace_tokenizer(**words))
+    assert unknown.encode("Hello Hello").tolist() == [0, 0]
+    with pytest.raises(DataError, match=r"cannot encode the text \(WordLevel error: Missing"):
+        unknown.encode("Hello lord")
+    known_too = {**words, "vocab": {"Hello": 0, "<unk>": 1}}
+    assert Subwords(whitespace_tokenizer(**known_too)).encode("Hello lord").tolist() == [0, 1]
+    with pytest.raises(ValueError, match="it has no tokens"):
+        Subwords(whitespace_tokenizer())
+
+
+def test_a_word_without_end_is_learnt_from_in_parts():
+    """Else by the square of its length: half a minute here."""
+    random = np.random.default_rng(0)
+    text = "".join(map(chr, random.integers(0x4E00, 0x5E00, 80_000)))
+    begin = time.process_time()
+    learnt = Subwords.of(text, 600)
+    assert time.process_time() - begin < 10
+    assert learnt.size == 600 and learnt.decode(learnt.encode(text)) == text
 
 
 def test_the_missing_library_is_named(monkeypatch):

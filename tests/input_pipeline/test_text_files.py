@@ -1,6 +1,7 @@
 """Corpora of files."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -99,7 +100,13 @@ def test_a_character_that_training_lacks_is_named(folder):
 
 def test_files_of_a_folder_are_joined_in_order(folder):
     (folder / "book").mkdir()
-    for name, text in {"2.txt": "two", "10.txt": "ten", "a.txt": "\ufeffa", "b.md": "b"}.items():
+    for name, text in {
+        "2.txt": "two",
+        "10.txt": "ten",
+        "a.txt": "\ufeffa",
+        "b.md": "b",
+        ".c.txt": "c",
+    }.items():
         (folder / "book" / name).write_text(text)
     assert decoded(text_files("book", validation=0.0)) == {"train": "ten\ntwo\na"}
 
@@ -134,7 +141,8 @@ def test_a_tokenizer_of_another_corpus(folder):
         np.testing.assert_array_equal(again.part(name), part)
     (folder / "tokenizer.json").write_text('{"tokens": "characters", "vocabulary": "lin"}')
     with pytest.raises(
-        DataError, match=r'the vocabulary lacks .* 18 of the characters of part "train"'
+        DataError,
+        match=r'the vocabulary lacks .* 18 of the characters of part "train": choose tokens',
     ):
         text_files("whole.txt", "tokenizer.json")
 
@@ -163,6 +171,7 @@ def test_a_file_that_is_not_utf_8_is_named_with_the_place(folder):
         ({"path": "short.txt", "validation": 0.9}, DataError, "short.txt has 1 characters, none"),
         ({"test": "empty.txt"}, DataError, "empty.txt is empty: name a text to hold out as test"),
         ({"validation": 0.9, "test": 0.1}, ValueError, "held out are validation 0.9 and test 0.1"),
+        ({"validation": math.nan}, ValueError, "held out are validation nan and test 0.0"),
         ({"tokens": "letters"}, ValueError, 'tokens is "letters": choose one of characters, '),
         ({"tokens": "none.json"}, DataError, r"none\.json cannot be read"),
         ({"tokens": "bad.json"}, DataError, r"bad\.json is no tokenizer\.json \("),

@@ -253,9 +253,10 @@ def test_samples_are_the_continuations_in_turn():
 @pytest.mark.parametrize(
     "how, message",
     [
-        ({"top_p": 0.0}, "top_p is 0.0: it must be None, or above 0 and at most 1"),
+        ({"top_p": 0.0}, "top_p is 0.0: it must be None, or from 1e-06 to 1"),
         ({"top_p": 1.5}, "top_p is 1.5"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0: it must be positive"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0: it must be from 1e-06 to"),
+        ({"temperature": 1e-38}, "temperature is 1e-38: it must be from 1e-06 to"),
         ({"end": -1}, "end is -1"),
         ({"end": 5}, "end is 5: the tokens go from 0 to 4"),
         ({"beams": 0}, "beams is 0: it must be None or at least 1"),

@@ -211,7 +211,7 @@ def test_texts_that_were_drawn_before_stay(text_run: Path, capsys: pytest.Captur
             64,
             "the prompt cannot be encoded: the character 'Œ' at position 0 is not among the ",
         ),
-        ("--top_p=0", 64, "--top_p=0: it must be above 0 and at most 1\n"),
+        ("--top_p=0", 64, "--top_p=0: it must be from 1e-06 to 1\n"),
         ("--beams=1000", 78, "Decoding.beams is 1000: it must be at most "),
     ],
 )

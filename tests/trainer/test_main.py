@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import os
 import re
@@ -102,6 +103,16 @@ def test_what_nobody_reads_changes_no_exit_code() -> None:
     assert (done.returncode, done.stdout) == (78, b"")
 
 
+def test_what_cannot_be_written_to_stdout_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is closed, as `lockstep --version >&-`; or of another encoding."""
+    program = "from trainer.main import run; run()"
+    for closing, code, of_arguments in ((">&-", 0, "--version"), (">&- 2>&-", 64, "fly")):
+        command = f"{sys.executable} -c '{program}' {of_arguments} {closing}"
+        assert subprocess.run(["sh", "-c", command]).returncode == code
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "latin-1"))
+    assert main._printable("é שׁ\ud800") == "é ???"
+
+
 def test_help_names_every_flag() -> None:
     text = flags.help_text()
     for name in flags._define():
@@ -123,12 +134,13 @@ MISTAKES = {
     "sample --workdir=w --length=0": "--length=0: 0 is not a positive integer",
     "sample --workdir=w --top_k=0": "--top_k=0: 0 is not a positive integer",
     "sample --workdir=w --beams=-1": "--beams=-1: -1 is not a positive integer",
-    "sample --workdir=w --top_p=1.5": "--top_p=1.5: it must be above 0 and at most 1",
-    "sample --workdir=w --top_p=0": "--top_p=0: it must be above 0 and at most 1",
-    "sample --workdir=w --top_p=nan": "--top_p=nan: it must be above 0 and at most 1",
-    "sample --workdir=w --temperature=-1": "--temperature=-1: it must be above 0",
-    "sample --workdir=w --temperature=0": "--temperature=0: it must be above 0",
-    "sample --workdir=w --repetition_penalty=0": "--repetition_penalty=0: it must be above 0",
+    "sample --workdir=w --top_p=1.5": "--top_p=1.5: it must be from 1e-06 to 1",
+    "sample --workdir=w --top_p=0": "--top_p=0: it must be from 1e-06 to 1",
+    "sample --workdir=w --top_p=nan": "--top_p=nan: it must be from 1e-06 to 1",
+    "sample --workdir=w --temperature=-1": "--temperature=-1: it must be from 1e-06 to 1e+06",
+    "sample --workdir=w --temperature=inf": "--temperature=inf: it must be from 1e-06 to 1e+06",
+    "sample --workdir=w --temperature=0": "--temperature=0: it must be from 1e-06 to 1e+06",
+    "sample --workdir=w --repetition_penalty=0": "--repetition_penalty=0: it must be from 1e-06 to 1e+06",
     "report --workdir=w --gin_param=A.b=1": (
         "--gin_param is for train, evaluate and sample, not for report: remove it"
     ),
