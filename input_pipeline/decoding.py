@@ -47,12 +47,18 @@ TURNS = {
 """Orientation -> what makes it upright."""
 JPEG, PNG, RIFF = b"\xff\xd8\xff", b"\x89PNG", b"RIFF"
 """Beginnings of files; the last of WebP's, which have EXIF at their end."""
-HEAD = 1024
+HEAD = 4096
 """Bytes in which most files say what they are."""
-EXIF = rb"Exif\x00\x00|eXIf|Raw profile type exif"
-"""What follows: in JPEG files, in PNG files, and in those of ImageMagick."""
+EXIF = b"Exif\0\0", b"eXIf", b"Raw profile type exif"
+"""What it follows: in JPEG files, in PNG files, and in those of ImageMagick."""
+FRAMES, SCAN = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, 0xDA
+"""Markers of JPEG's segments: of those that say what its pixels are, and of the pixels."""
+COMPONENTS = 9
+"""Where in a frame the number of components is, as many as channels, or the 4 of CMYK."""
+DATA = b"IDAT"
+"""Of PNG's pixels."""
 PIXELS = rb"\x00[\x0b\x11]\x08\C{4}[\x01\x03]|IDAT"
-"""The frame of JPEG files of 1 or 3 components, not of the 4 of CMYK, and the data of PNG files: no EXIF follows them."""
+"""What `_pixels` finds: the rest of a frame of 1 or 3 components, or PNG's data."""
 CHUNK = 32
 """Pictures decoded by one piece of a graph, so that a graph does not grow with the batch."""
 FEW = 0.25
@@ -371,8 +377,8 @@ def orientation(data: bytes) -> int:
 
     In JPEG and PNG files it counts before the pixels, behind colour profiles and texts of any length.
     """
-    head = data[:HEAD]
-    if not data.startswith(RIFF) and not _EXIF.search(head if _PIXELS.search(head) else data):
+    end = _pixels(data)
+    if not data.startswith(RIFF) and all(data.find(mark, 0, end) < 0 for mark in EXIF):
         return UPRIGHT
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -387,19 +393,22 @@ def plain(data: bytes) -> bool:
 
     TensorFlow writes beyond its memory where it is given an animated WebP, and has other colours for CMYK.
     """
-    if not data.startswith((JPEG, PNG)) or orientation(data) != UPRIGHT:
-        return False
-    if data.startswith(PNG) or _PIXELS.search(data[:HEAD]):
-        return True
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.mode in MODES.values()
-    except DAMAGE:
-        return False
+    return _pixels(data) is not None and orientation(data) == UPRIGHT
 
 
-_EXIF = re.compile(EXIF)
-_PIXELS = re.compile(PIXELS.replace(rb"\C", rb"[\s\S]"))
+def _pixels(data: bytes) -> int | None:
+    """Where those of a PNG, or what is said of those of a JPEG of 1 or 3 components, begin; None of anything else."""
+    if data.startswith(PNG):
+        found = data.find(DATA)
+        return None if found < 0 else found
+    at = 2 if data.startswith(JPEG) else len(data)
+    while at + COMPONENTS < len(data) and data[at] == 0xFF and data[at + 1] != SCAN:
+        if data[at + 1] in FRAMES:
+            return at if data[at + COMPONENTS] in MODES else None
+        # A segment begins with its length; before a marker there may be bytes that fill up.
+        filled = data[at + 1] == 0xFF
+        at += 1 if filled else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
 
 
 def _plain(encoded: tf.Tensor) -> tf.Tensor:
@@ -411,11 +420,13 @@ def _plain(encoded: tf.Tensor) -> tf.Tensor:
     def have(pattern: bytes) -> tf.Tensor:
         return tf.strings.regex_full_match(heads, rb"\C*(?:%s)\C*" % pattern)
 
+    exif = b"|".join(map(re.escape, EXIF))
+
     # Only those whose head does not say it go to Python, which would cost all of them a tenth.
     heads = tf.strings.substr(encoded, 0, HEAD)
     known = [tf.strings.substr(encoded, 0, len(start)) == start for start in (JPEG, PNG)]
     return tf.cond(
-        tf.reduce_all((known[0] | known[1]) & have(PIXELS) & ~have(EXIF)),
+        tf.reduce_all((known[0] | known[1]) & have(PIXELS) & ~have(exif)),
         lambda: True,
         lambda: tf.ensure_shape(tf.numpy_function(look, [encoded], tf.bool, stateful=False), []),
     )
