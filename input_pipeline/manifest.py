@@ -115,7 +115,20 @@ def read_index(folder: str, *kinds: Format) -> dict[str, Any]:
     missing = {*kind.fields, "files"} - index.keys()
     if missing:
         raise DataError(f"{path} lacks {', '.join(sorted(missing))}: convert it again")
+    if not _are_files(index["files"]):
+        raise DataError(f"{path} does not say of each file its bytes and SHA-256: convert it again")
     return index
+
+
+def _are_files(found: Any) -> bool:
+    """Whether an index names files, at least one, each with what is known of it."""
+    files = list(found.values()) if isinstance(found, dict) else []
+    return bool(files) and all(
+        isinstance(file, dict)
+        and isinstance(file.get("bytes"), int)
+        and isinstance(file.get("sha256"), str)
+        for file in files
+    )
 
 
 def check_sizes(folder: str, index: dict[str, Any]) -> None:

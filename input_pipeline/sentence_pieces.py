@@ -76,6 +76,7 @@ class SentencePieces:
             )
         except RuntimeError as error:
             said = " ".join(str(error).split()).rpartition("] ")[2]
+            said = said.partition(" Increase vocab_size")[0]  # By flags of its own.
             raise ValueError(
                 f"vocabulary is {size}: sentencepiece learns none of this text ({said})"
             ) from None

@@ -119,10 +119,12 @@ def files_of(path: str, suffixes: Sequence[str] = (".txt",)) -> list[pathlib.Pat
     Raises:
       DataError: if a folder has none.
     """
+    if not path:
+        raise DataError("the path of the text is empty: name a file or a folder")
     folder = pathlib.Path(os.path.expanduser(path))
     if not folder.is_dir():
         return [folder]
-    there = (file for file in folder.iterdir() if file.suffix in suffixes)
+    there = (file for file in folder.iterdir() if file.suffix in suffixes and not file.is_dir())
     files = sorted(file for file in there if not file.name.startswith("."))
     if not files:
         named = " or ".join(f"*{suffix}" for suffix in suffixes)

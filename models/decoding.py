@@ -96,7 +96,9 @@ class Decoding:
         for name in ("top_k", "beams"):
             value = getattr(self, name)
             if value is not None and value > vocabulary:
-                raise ValueError(f"Decoding.{name} is {value}: it must be at most {vocabulary}")
+                raise ValueError(
+                    f"Decoding.{name} is {value}: it must be at most {vocabulary}, the size of the vocabulary"
+                )
 
     def __call__(self, network: TokenNetwork, noise: Noise) -> tf.Tensor:
         """int32 `[noise.rows, length]`; row i depends on row i of the noise alone."""

@@ -250,6 +250,13 @@ def edit(path, **changes):
             lambda f: edit(f / "index.json", version=2),
             "is not of the format 'lockstep images', version 1",
         ),
+        *(
+            (
+                lambda f, files=files: edit(f / "index.json", files=files),
+                "does not say of each file",
+            )
+            for files in (None, [], {}, {"images.npy": 3}, {"images.npy": {"bytes": "3"}})
+        ),
         (lambda f: (f / "labels.npy").unlink(), r"labels\.npy cannot be read \(No such file"),
         (
             lambda f: os.truncate(f / "images.npy", 1000),

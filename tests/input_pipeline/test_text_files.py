@@ -108,6 +108,7 @@ def test_files_of_a_folder_are_joined_in_order(folder):
         ".c.txt": "c",
     }.items():
         (folder / "book" / name).write_text(text)
+    (folder / "book" / "3.txt").mkdir()
     assert decoded(text_files("book", validation=0.0)) == {"train": "ten\ntwo\na"}
 
 
@@ -166,6 +167,7 @@ def test_a_file_that_is_not_utf_8_is_named_with_the_place(folder):
     "arguments, kind, message",
     [
         ({"path": "nowhere"}, DataError, r"nowhere cannot be read \(No such file or directory\)"),
+        ({"path": ""}, DataError, "the path of the text is empty: name a file or a folder"),
         ({"path": "empty"}, DataError, r"empty has no files \*\.txt"),
         ({"path": "empty.txt"}, DataError, "empty.txt has 0 characters, none of them to train on"),
         ({"path": "short.txt", "validation": 0.9}, DataError, "short.txt has 1 characters, none"),
