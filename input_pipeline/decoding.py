@@ -1,8 +1,8 @@
 """Encoded pictures, such as JPEG or PNG, decoded to bytes of one shape by their ids.
 
 Where pictures are wanted as they are in their files, TensorFlow decodes them, several times as fast as Pillow in threads
-of Python; where they are resized, turned or converted, and of other formats, Pillow. Which of them does it is a matter of the picture and the
-arguments alone, never of the batch it is in.
+of Python; where they are resized, turned or converted, and of other formats, Pillow. Which of them does it is a matter of
+the picture and the arguments alone, never of the batch it is in.
 """
 
 from __future__ import annotations
@@ -10,17 +10,24 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-import re
-import struct
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from input_pipeline.bad_records import BadRecord, BadRecords
 from input_pipeline.batches import DataError
 from input_pipeline.cache import CACHE_MIB, Cache
+from input_pipeline.headers import (
+    DAMAGE,
+    SIDEWAYS,
+    TURNS,
+    UPRIGHT,
+    all_plain,
+    orientation,
+    plain,
+)
 from input_pipeline.sizes import height_and_width
 
 MODES = {1: "L", 3: "RGB"}
@@ -29,36 +36,8 @@ GREY = ("1", "L", "LA", "La")
 """Pillow's modes of one channel, beside "I;16" and its like; transparency is left out."""
 UNSCALED = ("I", "F")
 """Those of 32 bits, of which no number is white."""
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises where a file is no picture or damaged."""
 NATIVE = ("JPEG", "PNG")
 """What TensorFlow decodes as Pillow does."""
-UPRIGHT, SIDEWAYS = 1, 5
-"""EXIF's orientation: of pictures that are shown as they are, and the first of those whose sides change places."""
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""Orientation -> what makes it upright."""
-JPEG, PNG, RIFF = b"\xff\xd8\xff", b"\x89PNG", b"RIFF"
-"""Beginnings of files; the last of WebP's, which have EXIF at their end."""
-HEAD = 4096
-"""Bytes in which most files say what they are."""
-EXIF = b"Exif\0\0", b"eXIf", b"Raw profile type exif"
-"""What it follows: in JPEG files, in PNG files, and in those of ImageMagick."""
-FRAMES, SCAN = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, 0xDA
-"""Markers of JPEG's segments: of those that say what its pixels are, and of the pixels."""
-COMPONENTS = 9
-"""Where in a frame the number of components is, as many as channels, or the 4 of CMYK."""
-DATA = b"IDAT"
-"""Of PNG's pixels."""
-PIXELS = rb"\x00[\x0b\x11]\x08\C{4}[\x01\x03]|IDAT"
-"""What `_pixels` finds: the rest of a frame of 1 or 3 components, or PNG's data."""
 CHUNK = 32
 """Pictures decoded by one piece of a graph, so that a graph does not grow with the batch."""
 FEW = 0.25
@@ -233,7 +212,6 @@ class Decoder:
         """
         chunk = _divisor(items.shape[0])
         chunks = tf.size(items, tf.int64) // chunk
-
         missing = (tf.zeros([chunk, *self.shape], tf.uint8), False)
 
         def decode(items: tf.Tensor) -> tuple[tf.Tensor, bool]:
@@ -243,7 +221,7 @@ class Decoder:
                 each = [_decoded(one) for one in tf.unstack(encoded, num=chunk)]
                 return tf.stack([tf.ensure_shape(one, self.shape) for one in each]), True
 
-            return tf.cond(_plain(encoded), decoded, lambda: missing)
+            return tf.cond(all_plain(encoded), decoded, lambda: missing)
 
         # A dataset is what can catch an error inside of a graph.
         data = tf.data.Dataset.from_tensor_slices(tf.reshape(items, [-1, chunk]))
@@ -370,66 +348,6 @@ class EncodedPictures:
         if self._decoder is None:
             return self._form.decode(name, data)
         return self._decoder.one(name, data)
-
-
-def orientation(data: bytes) -> int:
-    """How a picture is to be turned: EXIF's number, from 1 (not at all) to 8; 1 of data that are no picture.
-
-    In JPEG and PNG files it counts before the pixels, behind colour profiles and texts of any length.
-    """
-    end = _pixels(data)
-    if not data.startswith(RIFF) and all(data.find(mark, 0, end) < 0 for mark in EXIF):
-        return UPRIGHT
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            found = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-    except DAMAGE:
-        return UPRIGHT
-    return int(found) if found in range(UPRIGHT, 9) else UPRIGHT
-
-
-def plain(data: bytes) -> bool:
-    """Whether TensorFlow makes of it what Pillow does: a grey or coloured JPEG or PNG that is shown as it is.
-
-    TensorFlow writes beyond its memory where it is given an animated WebP, and has other colours for CMYK.
-    """
-    return _pixels(data) is not None and orientation(data) == UPRIGHT
-
-
-def _pixels(data: bytes) -> int | None:
-    """Where those of a PNG, or what is said of those of a JPEG of 1 or 3 components, begin; None of anything else."""
-    if data.startswith(PNG):
-        found = data.find(DATA)
-        return None if found < 0 else found
-    at = 2 if data.startswith(JPEG) else len(data)
-    while at + COMPONENTS < len(data) and data[at] == 0xFF and data[at + 1] != SCAN:
-        if data[at + 1] in FRAMES:
-            return at if data[at + COMPONENTS] in MODES else None
-        # A segment begins with its length; before a marker there may be bytes that fill up.
-        filled = data[at + 1] == 0xFF
-        at += 1 if filled else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return None
-
-
-def _plain(encoded: tf.Tensor) -> tf.Tensor:
-    """Whether all pictures are `plain`, in a graph: bool `[]` of strings `[k]`."""
-
-    def look(encoded: np.ndarray) -> np.bool_:
-        return np.bool_(all(plain(data) for data in encoded))
-
-    def have(pattern: bytes) -> tf.Tensor:
-        return tf.strings.regex_full_match(heads, rb"\C*(?:%s)\C*" % pattern)
-
-    exif = b"|".join(map(re.escape, EXIF))
-
-    # Only those whose head does not say it go to Python, which would cost all of them a tenth.
-    heads = tf.strings.substr(encoded, 0, HEAD)
-    known = [tf.strings.substr(encoded, 0, len(start)) == start for start in (JPEG, PNG)]
-    return tf.cond(
-        tf.reduce_all((known[0] | known[1]) & have(PIXELS) & ~have(exif)),
-        lambda: True,
-        lambda: tf.ensure_shape(tf.numpy_function(look, [encoded], tf.bool, stateful=False), []),
-    )
 
 
 def _decoded(encoded: tf.Tensor) -> tf.Tensor:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from PIL import ExifTags, Image, ImageCms
 
 from input_pipeline.batches import Batches, DataError, Slice
-from input_pipeline.decoding import HEAD
+from input_pipeline.headers import HEAD
 from input_pipeline.image_folder import ImageFolder
 
 RANDOM = np.random.default_rng(0)
