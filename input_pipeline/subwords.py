@@ -142,12 +142,12 @@ class Subwords:
         Raises:
           DataError: if there is none for a part of it.
         """
-        lines = re.split(r"(?<=\n)", text) if self._by_line else [text]
         if missing := self._left_out(text):
             raise DataError(
                 f"the tokenizer has no token for {missing[:NAMED]!r}{'…' * (len(missing) > NAMED)}, and would leave out what "
                 "it does not know: name one with an unknown token, or of bytes"
             )
+        lines = re.split(r"(?<=\n)", text) if self._by_line else [text]
         try:
             encoded = self._tokenizer.encode_batch_fast(lines, add_special_tokens=False)
         except Exception as error:  # It has no class of its own.
@@ -159,13 +159,8 @@ class Subwords:
     def _left_out(self, text: str) -> str:
         """Characters that a model would pass over without a word: of byte pair encoding without bytes or an unknown token."""
         model = self._state["model"]
-        before = [step["type"] for step in self._steps]
-        if (
-            model["type"] != "BPE"
-            or model.get("unk_token")
-            or model.get("byte_fallback")
-            or "ByteLevel" in before
-        ):
+        known = model.get("unk_token") or model.get("byte_fallback")
+        if model["type"] != "BPE" or known or "ByteLevel" in self._kinds:
             return ""
         # At the beginning, within and at the end of a word. White space may be what divides words.
         characters = sorted(set(text) - set(string.whitespace))
@@ -193,13 +188,12 @@ class Subwords:
         """Whether a text's bytes are divided, none changed, added or left out."""
         model, added = self._state["model"], self._state["added_tokens"]
         affixes = (model.get("continuing_subword_prefix"), model.get("end_of_word_suffix"))
-        before = [step["type"] for step in self._steps]
         return (
             model["type"] in ("BPE", "Unigram")
             and not any(affixes)
             and not self._state["normalizer"]
-            and before[-1:] == ["ByteLevel"]
-            and set(before) <= {"ByteLevel", "Digits", "Split"}
+            and self._kinds[-1:] == ["ByteLevel"]
+            and set(self._kinds) <= {"ByteLevel", "Digits", "Split"}
             and not any(step.get("add_prefix_space") for step in self._steps)
             and not any(step.get("behavior") == "Removed" for step in self._steps)
             and not any(token["lstrip"] or token["rstrip"] for token in added)
@@ -212,6 +206,10 @@ class Subwords:
         if step.get("type") == "Sequence":
             return step["pretokenizers"]
         return [step] if step else []
+
+    @property
+    def _kinds(self) -> list[str]:
+        return [step["type"] for step in self._steps]
 
 
 def _library() -> Any:

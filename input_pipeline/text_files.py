@@ -124,8 +124,8 @@ def files_of(path: str, suffixes: Sequence[str] = (".txt",)) -> list[pathlib.Pat
     folder = pathlib.Path(os.path.expanduser(path))
     if not folder.is_dir():
         return [folder]
-    there = (file for file in folder.iterdir() if file.suffix in suffixes and not file.is_dir())
-    files = sorted(file for file in there if not file.name.startswith("."))
+    there = [file for file in folder.iterdir() if not file.name.startswith(".")]
+    files = sorted(file for file in there if file.suffix in suffixes and not file.is_dir())
     if not files:
         named = " or ".join(f"*{suffix}" for suffix in suffixes)
         raise DataError(f"{path} has no files {named}: name a folder that has, or a file")

@@ -138,12 +138,12 @@ def _done_before(
         before = json.loads((partial / PROGRESS).read_bytes())
     except (FileNotFoundError, ValueError):
         before = {}
-    if isinstance(before, dict):
-        done, lengths = before.pop("done", 0), before.pop("lengths", {})
-        skipped = before.pop("skipped", [])
-        same = before.pop("identity", None) == identity(done, skipped) and before == state
-        if same and all(_holds(partial / name, *rows[name], n) for name, n in lengths.items()):
-            return done, lengths, skipped
+    before = before if isinstance(before, dict) else {}
+    done, lengths = before.pop("done", 0), before.pop("lengths", {})
+    skipped = before.pop("skipped", [])
+    same = before.pop("identity", None) == identity(done, skipped) and before == state
+    if same and all(_holds(partial / name, *rows[name], n) for name, n in lengths.items()):
+        return done, lengths, skipped
     for entry in partial.iterdir():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     return 0, {}, []

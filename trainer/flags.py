@@ -54,6 +54,8 @@ OF_ONE_MODE |= {
     field.name: ("train", "evaluate", "sample", "doctor") for field in dataclasses.fields(Hardware)
 }
 
+LEAST, MOST = 1e-6, 1e6
+"""As those of models.decoding."""
 DRAWING = {"temperature": 1.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
 """Flags that change how tokens are drawn -> the value of Decoding that does not."""
 DECODING = ("length", *DRAWING, "beams")
@@ -312,9 +314,9 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
 
 def _decoding(given: Mapping[str, float | int]) -> Mapping[str, float | int | None]:
     """With what undoes the other way of decoding, which the configuration may have."""
-    for name, most in (("temperature", 1e6), ("top_p", 1), ("repetition_penalty", 1e6)):
-        if name in given and not 1e-6 <= given[name] <= most:
-            raise UsageError(f"--{name}={given[name]:g}: it must be from 1e-06 to {most:g}")
+    for name, most in (("temperature", MOST), ("top_p", 1), ("repetition_penalty", MOST)):
+        if name in given and not LEAST <= given[name] <= most:
+            raise UsageError(f"--{name}={given[name]:g}: it must be from {LEAST:g} to {most:g}")
     drawing = [name for name in DRAWING if name in given]
     if "beams" in given:
         if drawing:

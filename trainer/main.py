@@ -39,9 +39,8 @@ NEIGHBOURED = 8
 def run() -> None:
     """The console script."""
     for name, number in (("stdout", 1), ("stderr", 2)):
-        if (
-            getattr(sys, name) is None
-        ):  # Closed: else a file would get its number, and what C prints.
+        # It is closed: else a file would get its number, and what C prints.
+        if getattr(sys, name) is None:
             _discard(number)
             setattr(sys, name, os.fdopen(number, "w"))
     backend.end(main(sys.argv[1:]))

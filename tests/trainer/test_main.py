@@ -264,9 +264,10 @@ def test_command_line_is_read() -> None:
 
 
 def test_flags_of_decoding_undo_the_other_way() -> None:
-    from models.decoding import OF_DRAWS
+    from models.decoding import LEAST, MOST, OF_DRAWS
 
     assert flags.DRAWING == OF_DRAWS
+    assert (flags.LEAST, flags.MOST) == (LEAST, MOST)
 
     def decoding(text: str) -> Mapping[str, object]:
         return flags.parse(["sample", "--workdir=w", *text.split()]).decoding
