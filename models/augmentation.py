@@ -40,7 +40,7 @@ def translation(images: tf.Tensor, noise: Noise) -> tf.Tensor:
     """Moves by up to 1/8 of the side up or down and left or right, with zeros where nothing moves in."""
     for axis, name in ((1, "vertical"), (2, "horizontal")):
         most = int(images.shape[axis] * LARGEST_SHIFT + 0.5)
-        images = _shifted(images, axis, most, noise(name).uniform())
+        images = _moved(images, axis, most - _whole(noise(name).uniform(), 2 * most + 1))
     return images
 
 
@@ -68,16 +68,19 @@ def _whole(uniform: tf.Tensor, count: int) -> tf.Tensor:
     return tf.minimum(tf.cast(uniform * count, tf.int32), count - 1)
 
 
-def _shifted(images: tf.Tensor, axis: int, most: int, uniform: tf.Tensor) -> tf.Tensor:
-    """Moves image i by a whole number from -most to most, drawn by `uniform` `[b]`."""
-    length = images.shape[axis]
-    margin = [[most, most] if a == axis else [0, 0] for a in range(4)]
-    padded = tf.pad(images, margin)
-    windows = 2 * most + 1
-    # A sum over all windows, of which one is taken: the gradient of a gather adds in any order on some devices.
-    taken = tf.one_hot(_whole(uniform, windows), windows, dtype=images.dtype)
-    moved = tf.zeros_like(images)
-    for first in range(windows):
-        window = tf.gather(padded, tf.range(first, first + length), axis=axis)
-        moved += tf.reshape(taken[:, first], [-1, 1, 1, 1]) * window
-    return moved
+def _moved(images: tf.Tensor, axis: int, steps: tf.Tensor) -> tf.Tensor:
+    """Image i by `steps[i]` pixels along the axis, int32 `[b]`, with zeros where nothing moves in."""
+
+    @tf.custom_gradient
+    def move(images: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        length = images.shape[axis]
+        places = tf.range(length) - steps[:, tf.newaxis]
+        moved = tf.gather(images, tf.clip_by_value(places, 0, length - 1), axis=axis, batch_dims=1)
+        within = tf.reshape(
+            (places >= 0) & (places < length),
+            [-1, *(length if a == axis else 1 for a in (1, 2)), 1],
+        )
+        # Back it is the opposite move: the gradient of a gather would add, in any order on some devices.
+        return tf.where(within, moved, tf.zeros_like(moved)), lambda d: _moved(d, axis, -steps)
+
+    return move(images)

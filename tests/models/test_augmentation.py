@@ -84,6 +84,23 @@ def test_gradient(name, jit):
     np.testing.assert_allclose(np.sum(gradient * d, (1, 2, 3)), expected, rtol=1e-9, atol=1e-9)
 
 
+def test_translation_differentiates_twice():
+    """Of (d/dx Σ (shift x)²)²/2: the second derivative moves there and back."""
+    x = tf.constant(images())
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            y = tf.reduce_sum(tf.square(translation(x, noise()))) / 2
+        first = inner.gradient(y, x)
+        z = tf.reduce_sum(tf.square(first)) / 2
+    stays = translation(tf.ones_like(x), noise())
+    kept = tf.where(first == 0, 0.0, x)
+    assert float(tf.reduce_sum(tf.cast(first != 0, tf.float64))) == float(tf.reduce_sum(stays))
+    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(outer.gradient(z, x), kept)
+
+
 def test_changes_follow_each_other_by_their_names_and_rows_are_their_own():
     x = tf.constant(images())
     y = augment(x, ("cutout", "colour"), noise())
