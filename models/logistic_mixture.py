@@ -89,12 +89,14 @@ class LogisticMixture(Likelihood):
         return tf.reduce_sum(tf.reduce_logsumexp(pixels, -1), [2, 3])
 
     def mean(self, outputs: tf.Tensor) -> tf.Tensor:
-        """The mixture's mean, cut off at black and white."""
+        """The mixture's mean; of a component, each channel's given the means of those before."""
         components = self._components(outputs)
-        means = components.means
-        for _ in range(self.channels - 1):
-            means = components.means_given(means)
+        scales = tf.exp(components.log_scales)
+        means = tf.zeros_like(scales)
+        for _ in range(self.channels):
+            means = _mean_within(components.means_given(means), scales)
         weights = tf.nn.softmax(components.logits)[..., tf.newaxis, :]
+        # It is within, but for rounding.
         return tf.clip_by_value((tf.reduce_sum(weights * means, -1) + 1) / 2, 0, 1)
 
     def _components(self, outputs: tf.Tensor) -> _Components:
@@ -106,3 +108,12 @@ class LogisticMixture(Likelihood):
             log_scales=tf.maximum(numbers[..., c + 1 : 2 * c + 1, :], SMALLEST_LOG_SCALE),
             slopes=tf.tanh(numbers[..., 2 * c + 1 :, :]) if c == 3 else None,
         )
+
+
+def _mean_within(mean: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    """Of logistic draws with what is beyond -1 and 1 moved there: ∫ of 1 - their distribution function, from -1 to 1, minus 1.
+
+    Means far beyond are usual: a component that is black wherever it matters is pushed on by what little is not.
+    """
+    first, last = tf.nn.softplus((mean + 1) / scale), tf.nn.softplus((mean - 1) / scale)
+    return scale * (first - last) - 1

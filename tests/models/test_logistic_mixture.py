@@ -106,7 +106,29 @@ def test_mean_against_many_draws():
     expected = chances @ pixels / (levels - 1)
     found = likelihood.mean(tf.constant(numbers[:, 0]))
     np.testing.assert_allclose(found[0, 0, 0], expected, atol=0.003)
-    np.testing.assert_array_equal(likelihood.mean(tf.fill([1, 1, 1, 10 * K], 9.0)), [[[[1, 1, 1]]]])
+
+
+@pytest.mark.parametrize("log_scale", [-5.0, -1.0, 0.5])
+def test_mean_of_components_far_out_of_the_range(log_scale):
+    """What is beyond black and white is black and white: of 256 levels, the expectation is that of the cut-off draws."""
+    likelihood = LogisticMixture((1, 1, 1), name="l", mixtures=K)
+    numbers = tf.constant([0.0, 0.5, -5.0, 0.9, log_scale, log_scale], tf.float64)
+    levels = tf.range(256, dtype=tf.float64)[:, tf.newaxis, tf.newaxis, tf.newaxis] / 255
+    every = tf.tile(numbers[tf.newaxis, tf.newaxis, tf.newaxis, tf.newaxis], [256, 1, 1, 1, 1])
+    chances = tf.exp(likelihood.log_probability(levels, every)[:, 0])
+    expected = tf.reduce_sum(chances * levels[:, 0, 0, 0])
+    found = likelihood.mean(numbers[tf.newaxis, tf.newaxis, tf.newaxis])
+    np.testing.assert_allclose(tf.squeeze(found), expected, atol=3e-4)
+
+
+def test_mean_of_green_and_blue_given_a_red_far_out_of_the_range():
+    likelihood = LogisticMixture((1, 1, 3), name="l", mixtures=1)
+    means, scales, slopes = [-5.0, 0.2, 0.1], [-6.0, -6.0, -6.0], np.arctanh([0.5, 0.2, 0.3])
+    numbers = tf.constant([[[[0.0, *means, *scales, *slopes]]]], tf.float64)
+    green = 0.2 - 0.5
+    blue = 0.1 - 0.2 + 0.3 * green
+    expected = (np.array([-1, green, blue]) + 1) / 2
+    np.testing.assert_allclose(tf.squeeze(likelihood.mean(numbers)), expected, atol=1e-6)
 
 
 def test_a_vae_learns_and_counts_bits():
