@@ -5,7 +5,8 @@ Spectral norm divides a kernel W `[n, outputs]` (a convolution's `[size · size 
 slowly: u is an untrained weight `[outputs]`, which a call in training replaces by the next one.
 
 u depends on weights alone, so it is the same on all replicas and microbatches, whose mean the trainer assigns; its length,
-which that mean or a moving average may change, does not matter. u and v are constants to the gradient, as in the paper.
+which that mean or a moving average may change, does not matter. u and v are constants to the gradient, as in the paper. A
+kernel of zeros says nothing of the next u, and leaves it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from models.initializers import Normal, VarianceScaling
 from models.objective import Noise
 
 SMALLEST_NORM = 1e-12
+SMALLEST_SQUARE = 1e-30
+"""Below which a vector's squared norm counts as this: the smallest kernels have a direction still."""
 
 
 class _Linear(keras.layers.Layer):
@@ -93,9 +96,12 @@ class _Linear(keras.layers.Layer):
         """σ, a scalar, and the next u."""
         matrix = tf.reshape(kernel, [-1, self.outputs])
         constant = tf.stop_gradient(matrix)
-        v = tf.math.l2_normalize(tf.linalg.matvec(constant, tf.convert_to_tensor(self.u)))
-        u = tf.math.l2_normalize(tf.linalg.matvec(constant, v, transpose_a=True))
-        return tf.tensordot(v, tf.linalg.matvec(matrix, u), 1), u
+        before = tf.convert_to_tensor(self.u)
+        v = tf.math.l2_normalize(tf.linalg.matvec(constant, before), epsilon=SMALLEST_SQUARE)
+        u = tf.linalg.matvec(constant, v, transpose_a=True)
+        u = tf.math.l2_normalize(u, epsilon=SMALLEST_SQUARE)
+        norm = tf.tensordot(v, tf.linalg.matvec(matrix, u), 1)
+        return norm, tf.where(norm > 0, u, before)
 
 
 class Dense(_Linear):

@@ -114,6 +114,18 @@ def test_a_kernel_of_zeros_has_a_finite_output_and_gradient():
     assert np.all(np.isfinite(tape.gradient(y, made.kernel.value)))
 
 
+def test_a_small_kernel_has_norm_one_and_one_that_was_zero_recovers():
+    made = layer("dense", "float32", spectral=True)
+    kernel = made.kernel.numpy()
+    made.kernel.assign(tf.zeros_like(made.kernel))
+    for scale in (0, 1e-9, 1e-4):
+        made.kernel.assign(scale * kernel)
+        for _ in range(60):
+            y = made(tf.eye(7), training=True)
+        norm = np.linalg.svd(y.numpy())[1][0]
+        np.testing.assert_allclose(norm, 1 if scale else 0, rtol=1e-4)
+
+
 def test_the_norm_is_found_in_the_precision_of_the_weights():
     made = layer("dense", "mixed_bfloat16", spectral=True)
     converge(made, "dense")
