@@ -86,10 +86,8 @@ class Codebook(keras.layers.Layer):
         # Code i copies the one that vector (i + 1/2) / codes of all belongs to, in the order of codes.
         places = tf.reduce_sum(counts) * (tf.range(self.codes, dtype=dtype) + 0.5) / self.codes
         ends = tf.cumsum(counts)
-        before = tf.cast(ends[:-1] <= places[:, tf.newaxis], tf.int32)
-        copied = tf.gather(
-            tf.math.divide_no_nan(sums, counts[:, tf.newaxis]), tf.reduce_sum(before, 1)
-        )
+        owners = tf.searchsorted(ends[:-1], places, side="right")
+        copied = tf.gather(tf.math.divide_no_nan(sums, counts[:, tf.newaxis]), owners)
         copies = copied * (1 + tf.cast(self.offsets, dtype))
         return (sums + self.smoothing * copies) / (counts + self.smoothing)[:, tf.newaxis]
 
