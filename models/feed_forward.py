@@ -81,9 +81,6 @@ class FeedForward(keras.layers.Layer):
             x = gelu(x)
         return self.out(x, **child(noise, "out", training))
 
-    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
-        return tuple(input_shape)
-
 
 @tf.custom_gradient
 def gelu(x: tf.Tensor) -> tf.Tensor:

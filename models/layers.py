@@ -45,9 +45,6 @@ class Dropout(keras.layers.Layer):
         # The factor is multiplied into the mask, so that the gradient is one product.
         return x * (kept / (1 - self.rate))
 
-    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
-        return tuple(input_shape)
-
 
 class GhostBatchNorm(keras.layers.Layer):
     """Batch normalisation over groups of consecutive examples (Ioffe & Szegedy 2015; ghost: Hoffer et al. 2017).
@@ -207,9 +204,6 @@ class Centring(keras.layers.Layer):
         """Moves the average by `x` `[b, …]`. What reads it later in the same loss has the new value, which depends on the layout."""
         mean = tf.reduce_mean(tf.cast(x, self.moving_mean.dtype), 0)
         self.moving_mean.assign(self.moving_mean * self.momentum + mean * (1 - self.momentum))
-
-    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
-        return tuple(input_shape)
 
 
 def dense(

@@ -99,10 +99,6 @@ class LSTM(keras.layers.Layer):
         zero = tf.zeros([batch, self.units], self.variable_dtype)
         return zero, zero
 
-    def compute_output_shape(self, input_shape: Sequence[int | None], state_shape=None):
-        state = (input_shape[0], self.units)
-        return (*input_shape[:-1], self.units), (state, state)
-
     def _initial_bias(self, shape: Sequence[int], dtype: str | None = None) -> tf.Tensor:
         initial = tf.zeros(shape, dtype)
         if self.initial_range:

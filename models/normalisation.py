@@ -50,9 +50,6 @@ class Norm(keras.layers.Layer):
         y = _normalised(wide, self.centred, self.epsilon) * self.gamma
         return tf.cast(y + self.beta if self.use_bias else y, x.dtype)
 
-    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
-        return tuple(input_shape)
-
 
 def _normalised(x: tf.Tensor, centred: bool, epsilon: float) -> tf.Tensor:
     """(x - mean) / √(variance + ε), or x / √(mean x² + ε), over the last axis; differentiable once.
