@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from models.sliding_context import SlidingContext
-from models.token_network import TokenNetwork, read
+from models.token_network import Reader, read
 
 
 def search(
-    network: TokenNetwork | SlidingContext,
+    network: Reader,
     prompt: Sequence[int],
     *,
     length: int,

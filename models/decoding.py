@@ -10,8 +10,7 @@ import tensorflow as tf
 from models.beam_search import search
 from models.categorical import draw, penalise
 from models.objective import Noise, State
-from models.sliding_context import SlidingContext
-from models.token_network import TokenNetwork, read
+from models.token_network import Reader, read
 
 LEAST, MOST = 1e-6, 1e6
 """Of what logits are divided by, and the least of `top_p`: beyond them float32 has no likeliest token left."""
@@ -27,8 +26,7 @@ class Decoding:
 
     Attributes:
       prompt: tokens that samples go on from, of which they do not contain any.
-      length: tokens of a sample. One that is drawn begins with what it would be if it were shorter. Those beyond the context of a
-        network are drawn from the last ones: see `SlidingContext`.
+      length: tokens of a sample. One that is drawn begins with what it would be if it were shorter.
       temperature: below 1 the likely tokens become likelier.
       top_k: if given, samples are drawn from the k likeliest tokens.
       top_p: if given, from the fewest likeliest tokens that have together at least this probability (Holtzman et al. 2020).
@@ -100,12 +98,12 @@ class Decoding:
                     f"Decoding.{name} is {value}: it must be at most {vocabulary}, the size of the vocabulary"
                 )
 
-    def __call__(self, network: TokenNetwork, noise: Noise) -> tf.Tensor:
+    def __call__(self, network: Reader, noise: Noise) -> tf.Tensor:
         """int32 `[noise.rows, length]`; row i depends on row i of the noise alone."""
         if self.beams is None:
             return self.go_on(network, noise, self.begin(network, noise), self.length)[0]
         found = search(
-            self._reader(network),
+            network,
             self.prompt,
             length=self.length,
             beams=self.beams,
@@ -115,10 +113,9 @@ class Decoding:
         )
         return tf.gather(found, noise.index % self.beams)
 
-    def begin(self, network: TokenNetwork, noise: Noise) -> State:
+    def begin(self, network: Reader, noise: Noise) -> State:
         """After the prompt: what `go_on` needs to draw the first token."""
-        reader = self._reader(network)
-        logits, of_network = read(reader, self.prompt, noise.rows, self.length)
+        logits, of_network = read(network, self.prompt, noise.rows, self.length)
         state = {"place": tf.constant(0), "logits": logits, "network": of_network}
         if self.repetition_penalty != 1:
             seen = tf.reduce_any(tf.one_hot([self.prompt], logits.shape[1], True, False), 1)
@@ -128,7 +125,7 @@ class Decoding:
         return state
 
     def go_on(
-        self, network: TokenNetwork, noise: Noise, state: State, count: int
+        self, network: Reader, noise: Noise, state: State, count: int
     ) -> tuple[tf.Tensor, State]:
         """Draws the next tokens, which are the same in parts as all at once.
 
@@ -141,7 +138,6 @@ class Decoding:
         Returns:
           int32 `[noise.rows, count]`, and the state after them.
         """
-        reader = self._reader(network)
         token = noise("token")
         # By place, since row i of one draw of all would depend on the length; by a function, since one that runs eagerly would
         # draw from one stream several times.
@@ -151,7 +147,7 @@ class Decoding:
         def more(i: tf.Tensor, state: State, tokens: tf.TensorArray) -> tuple:
             logits, uniform = tf.cast(state["logits"], noise.dtype), uniform_at(state["place"])
             drawn = self._next(state, logits, uniform)
-            logits, of_network = reader(drawn[:, tf.newaxis], state["network"])
+            logits, of_network = network(drawn[:, tf.newaxis], state["network"])
             after = {"place": state["place"] + 1, "logits": logits[:, 0], "network": of_network}
             if "seen" in state:
                 after["seen"] = state["seen"] | tf.one_hot(drawn, logits.shape[2], True, False)
@@ -168,12 +164,6 @@ class Decoding:
         )
         # tf.transpose of integers writes an error of oneDNN's to stderr on CPUs without AVX-512.
         return tf.einsum("tb->bt", tokens.stack()), state
-
-    def _reader(self, network: TokenNetwork) -> TokenNetwork | SlidingContext:
-        """The network, of whose context the text may be longer."""
-        tokens = len(self.prompt) + self.length
-        fits = network.context is None or tokens <= network.context
-        return network if fits else SlidingContext(network)
 
     def _next(self, state: State, logits: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
         """The next token of each row, int32 `[rows]`, by uniform numbers `[rows]`."""

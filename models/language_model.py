@@ -12,7 +12,8 @@ import tensorflow as tf
 from models.decoding import Decoding
 from models.lstm_network import LSTMNetwork
 from models.objective import Batch, Feature, Metrics, Noise, Optimizer, Phase, State
-from models.token_network import TokenNetworkFactory
+from models.sliding_context import SlidingContext
+from models.token_network import Reader, TokenNetworkFactory
 
 CLIPPED_ADAM = Optimizer(clip_norm=1.0)
 DECODING = Decoding()
@@ -25,6 +26,9 @@ class LanguageModel:
     Along streams of text a network's state is carried from a window to the next, if it has one, and the gradient is cut
     between them (truncated back-propagation through time; Zaremba et al. 2014). Else each window begins with nothing
     known, which its first tokens pay for.
+
+    Texts that are drawn are read in parts where they are longer than the network's context, or, if its training began with
+    nothing, than the windows: see `SlidingContext`.
 
     Args:
       element_spec: of the data, with integers "tokens" `[window + 1]` and their cardinality, the vocabulary.
@@ -61,7 +65,8 @@ class LanguageModel:
 
     def build(self, noise: Noise) -> None:
         self.network = self.network_factory(self.vocabulary, noise=noise("network"), name="network")
-        self._check_context(self.network.context)
+        self.context = self.network.context
+        self._check_context()
         if self.gates and not hasattr(self.network, "charts"):
             raise ValueError(
                 f"gates is {self.gates}, and {type(self.network).__name__} has no gates to show: set it to 0"
@@ -135,15 +140,18 @@ class LanguageModel:
 
     def sample(self, noise: Noise, prompt: Sequence[int] | None = None) -> tf.Tensor:
         """Tokens, int32 `[rows, length]`: see `Decoding`."""
-        return self._decoding(prompt)(self.network, noise)
+        decoding = self._decoding(prompt)
+        return decoding(self._reader(decoding), noise)
 
     def begin(self, noise: Noise, prompt: Sequence[int] | None = None) -> State:
-        return self._decoding(prompt).begin(self.network, noise)
+        decoding = self._decoding(prompt)
+        return decoding.begin(self._reader(decoding), noise)
 
     def go_on(
         self, noise: Noise, state: State, count: int, prompt: Sequence[int] | None = None
     ) -> tuple[tf.Tensor, State]:
-        return self._decoding(prompt).go_on(self.network, noise, state, count)
+        decoding = self._decoding(prompt)
+        return decoding.go_on(self._reader(decoding), noise, state, count)
 
     def _charts(self, batch: Batch) -> tuple[tf.Tensor, dict[str, dict[str, tf.Tensor]]]:
         # The tokens before those that are shown are read too.
@@ -158,18 +166,26 @@ class LanguageModel:
         """With this prompt, or that of the configuration.
 
         Raises:
-          ValueError: if the context has no room for a token after it, or the prompt is no text of the vocabulary.
+          ValueError: if the prompt is longer than the context, or no text of the vocabulary.
         """
-        decoding, context = self.decoding, self.network.context
+        decoding, context = self.decoding, self.context
         if prompt is not None:
             decoding = dataclasses.replace(decoding, prompt=tuple(prompt))
             decoding.check(self.vocabulary)
-        if context is not None and len(decoding.prompt) >= context:
+        if context is not None and len(decoding.prompt) > context:
+            said = f"the network's context is {context}"
+            if context != self.network.context:
+                said = f"the network was trained on windows of {context}"
             raise ValueError(
-                f"the prompt has {len(decoding.prompt)} tokens, and the network's context is {context}: give a prompt of "
-                f"{context - 1} or less"
+                f"the prompt has {len(decoding.prompt)} tokens, and {said}: give a prompt of {context} or less"
             )
         return decoding
+
+    def _reader(self, decoding: Decoding) -> Reader:
+        """The network, of whose context the text may be longer."""
+        tokens = len(decoding.prompt) + decoding.length
+        fits = self.context is None or tokens <= self.context
+        return self.network if fits else SlidingContext(self.network, self.context)
 
     def _predict(
         self, batch: Batch, noise: Noise, training: bool
@@ -188,13 +204,16 @@ class LanguageModel:
         carried = {name: state[name] for name in self.carry if name in batch}
         return nats * there, tf.cast(right, noise.dtype) * there, there, carried
 
-    def _check_context(self, context: int | None) -> None:
+    def _check_context(self) -> None:
         """Raises ValueError if windows are longer than the network's context, or the prompt is, before anything is trained."""
-        if context is not None and self.window > context:
+        if self.context is not None and self.window > self.context:
             raise ValueError(
-                f"the network's context is {context}, and windows have {self.window} tokens: "
+                f"the network's context is {self.context}, and windows have {self.window} tokens: "
                 "give a larger context or a smaller window"
             )
+        if self.context is not None and not self.network.pretrained:
+            # At the places beyond it has learnt nothing.
+            self.context = self.window
         self._decoding(None)
 
     def _state(self, batch: Batch) -> dict[str, tf.Tensor] | None:

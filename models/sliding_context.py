@@ -15,18 +15,17 @@ RECENT, READ = "sliding_context/recent", "sliding_context/read"
 class SlidingContext:
     """A network that draws on when its context is full: it begins again with the later half of what it has read.
 
-    So a token beyond the context is predicted from those before it that are at least half of a context, at places on which the
-    network was trained, and the cache of keys and values is made anew once in half a context. Like a `TokenNetwork` for
-    drawing texts: called with a state, and with one token at a time once the context may be full.
+    So a token beyond the context is predicted from those before it that are at least half of a context, and the cache of keys and
+    values is made anew once in half a context. A `Reader`, called with one token at a time once the context may be full.
 
     Args:
-      network: one whose context has an end.
+      network: that reads.
+      context: tokens of the longest text that it reads at once.
     """
 
-    def __init__(self, network: TokenNetwork) -> None:
-        assert network.context is not None
-        self._network, self._context = network, network.context
-        self._kept = network.context // 2
+    def __init__(self, network: TokenNetwork, context: int) -> None:
+        self._network, self._context = network, context
+        self._kept = context // 2
 
     def start(self, rows: int, length: int) -> dict[str, tf.Tensor]:
         """As of the network, whatever the length."""

@@ -52,12 +52,22 @@ class TokenNetwork(Protocol):
         """
 
 
+class Reader(Protocol):
+    """What texts are drawn from: a `TokenNetwork`, or what stands for one."""
+
+    def start(self, rows: int, length: int) -> Mapping[str, tf.Tensor]:
+        """As that of a `TokenNetwork`."""
+
+    def __call__(self, tokens: tf.Tensor, state: Mapping[str, tf.Tensor]) -> tuple[Any, Any]:
+        """As that of a `TokenNetwork`."""
+
+
 TokenNetworkFactory = Callable[..., Any]
 """`factory(vocabulary, noise=…, name=…)` makes a `TokenNetwork`."""
 
 
 def read(
-    network: Any, prompt: Sequence[int], rows: int, length: int
+    network: Reader, prompt: Sequence[int], rows: int, length: int
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """What a network makes of a prompt, for texts that all go on from it.
 
@@ -65,7 +75,7 @@ def read(
     not fit.
 
     Args:
-      network: a `TokenNetwork`, or what is called as one with a state.
+      network: that reads it.
       prompt: one or more tokens.
       rows: how many texts.
       length: tokens of each after the prompt.

@@ -16,6 +16,7 @@ from models.categorical import draw
 from models.causal_attention import rotate, rotation_table
 from models.decoding import Decoding
 from models.language_model import LanguageModel
+from models.sliding_context import SlidingContext
 from models.transformer_network import TransformerNetwork
 from tests.models import objective_checks as checks
 
@@ -37,6 +38,11 @@ def make(spec=SPEC, **changes):
     of_network = SMALL | {name: x for name, x in changes.items() if name not in DECODING}
     network = functools.partial(TransformerNetwork, **of_network)
     return LanguageModel(spec, network=network, decoding=Decoding(**decoding))
+
+
+def windows(length):
+    """Of data, `SPEC` with other windows."""
+    return {"tokens": dataclasses.replace(SPEC["tokens"], shape=(length + 1,))}
 
 
 def build(policy="float64", **changes):
@@ -244,7 +250,7 @@ def test_a_text_in_parts_is_the_whole(parts, jit, kind):
 @each_kind
 @pytest.mark.parametrize("jit", [False, True])
 def test_the_likeliest_text_is_that_of_whole_passes(kind, jit):
-    model = spread(build(length=9, prompt=(4, 1, 3), top_k=1, **KINDS[kind]))
+    model = spread(build(spec=windows(12), length=9, prompt=(4, 1, 3), top_k=1, **KINDS[kind]))
     text = [4, 1, 3]
     for _ in range(9):
         text.append(int(np.argmax(model.network(tf.constant([text]))[0][0, -1])))
@@ -390,8 +396,8 @@ def test_wrong_arguments(changes, message):
 @each_kind
 @pytest.mark.parametrize("jit", [False, True])
 def test_beyond_the_context_texts_go_on_from_its_later_half(kind, jit):
-    """Of a context of 7: after 7 tokens the last 3 are read again."""
-    model = spread(build(length=16, prompt=(4, 1, 3), context=7, **KINDS[kind]))
+    """Of windows of 7, whatever the context: after 7 tokens the last 3 are read again."""
+    model = spread(build(spec=windows(7), length=16, prompt=(4, 1, 3), **KINDS[kind]))
     texts, begin = np.tile([4, 1, 3], [3, 1]), 0
     for i in range(16):
         logits = model.network(tf.constant(texts[:, begin:]))[0][:, -1]
@@ -402,14 +408,15 @@ def test_beyond_the_context_texts_go_on_from_its_later_half(kind, jit):
     samples = tf.function(lambda: model.sample(sample_noise()), jit_compile=jit)()
     np.testing.assert_array_equal(samples, texts[:, 3:])
     assert len({tuple(row) for row in texts}) == 3
-    likeliest = dataclasses.replace(model.decoding, top_k=1)(model.network, sample_noise())
+    reader = SlidingContext(model.network, 7)
+    likeliest = dataclasses.replace(model.decoding, top_k=1)(reader, sample_noise())
     searching = dataclasses.replace(model.decoding, beams=1)
-    found = tf.function(lambda: searching(model.network, sample_noise()), jit_compile=jit)()
+    found = tf.function(lambda: searching(reader, sample_noise()), jit_compile=jit)()
     np.testing.assert_array_equal(found, likeliest)
 
 
 def test_texts_beyond_the_context_are_the_same_in_parts():
-    model = spread(build(length=16, prompt=(4, 1, 3), context=7))
+    model = spread(build(spec=windows(7), length=16, prompt=(4, 1, 3)))
     state, parts = model.begin(sample_noise()), []
     for count in (1, 2, 5, 9):
         part, state = model.go_on(sample_noise(), state, count)
@@ -419,18 +426,16 @@ def test_texts_beyond_the_context_are_the_same_in_parts():
     assert len({tuple(row) for row in whole}) == 3
 
 
-def test_a_prompt_must_leave_room():
+def test_a_prompt_is_within_the_windows():
     model = build(length=12)
-    assert model.length() == 12 and model.length([1] * 11) == 12
-    with pytest.raises(
-        ValueError,
-        match="the prompt has 12 tokens, and the network's context is 12: give a prompt of 11",
-    ):
-        model.length([1] * 12)
-    with pytest.raises(
-        ValueError, match="the prompt has 12 tokens, and the network's context is 12"
-    ):
-        build(prompt=(1,) * 12)
+    assert model.length() == 12 and model.length([1] * 6) == 12
+    said = (
+        "the prompt has 7 tokens, and the network was trained on windows of 6: give a prompt of 6"
+    )
+    with pytest.raises(ValueError, match=said):
+        model.length([1] * 7)
+    with pytest.raises(ValueError, match="the prompt has 7 tokens, and the network's context is 6"):
+        build(prompt=(1,) * 7, context=6)
 
 
 def test_a_text_beyond_the_context():

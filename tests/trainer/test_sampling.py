@@ -81,10 +81,10 @@ def test_one_class_is_drawn_of_those_that_take_turns():
 LETTERS = "abcdefgh \n"
 
 
-def writer(hardware=ONE, network=None, **decoding):
+def writer(hardware=ONE, network=None, window=8, **decoding):
     """A language model that was not trained."""
     tokenizer = Characters(LETTERS)
-    source = TextWindows(Corpus({"train": tokenizer.encode(LETTERS * 9)}, tokenizer), window=8)
+    source = TextWindows(Corpus({"train": tokenizer.encode(LETTERS * 9)}, tokenizer), window=window)
     network = network or functools.partial(LSTMNetwork, embedding=4, widths=(6,))
     decoding = Decoding(**{"length": 37} | decoding)
     objective = functools.partial(LanguageModel, network=network, decoding=decoding)
@@ -175,16 +175,16 @@ def test_a_text_ends_before_its_end():
 
 def test_texts_go_on_beyond_the_context():
     transformer = functools.partial(TransformerNetwork, layers=1, heads=2, width=8, context=40)
-    trainer = writer(network=transformer)
+    trainer = writer(network=transformer, window=40)
     assert [len(text) for text in trainer.sample(2)] == [37, 37]
     texts = trainer.sample(2, prompt="head feed")
     assert [len(text) for text in texts] == [46, 46]
     assert list(trainer.stream(seed=5, prompt="head feed"))[-1] == texts[0]
-    assert len(trainer.sample(1, prompt="b" * 39)[0]) == 39 + 37
-    said = "the prompt has 40 tokens, and the network's context is 40: give a prompt of 39 or less"
+    assert len(trainer.sample(1, prompt="b" * 40)[0]) == 40 + 37
+    said = "the prompt has 41 tokens, and the network's context is 40: give a prompt of 40 or less"
     for draw in (trainer.sample, lambda _, prompt: list(trainer.stream(5, prompt))):
         with pytest.raises(UsageError, match=said):
-            draw(1, prompt="b" * 40)
+            draw(1, prompt="b" * 41)
 
 
 def test_xla_compiles_the_drawing_once():
