@@ -84,6 +84,7 @@ class Trainer:
             streams=streams_of(experiment.source),
         )
         self.precision = PRECISIONS[experiment.precision]
+        self.precision.set_products()
         self.batches = experiment.batches()
         self.objective = experiment.objective(self.batches.element_spec)
         # For layers with initialisers of Keras' own; those of named noise do not need it.

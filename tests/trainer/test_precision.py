@@ -10,7 +10,17 @@ import pytest
 import tensorflow as tf
 
 from models.objective import Phase
-from tests.trainer.objectives import SGD, TWO, Script, Scripted, experiment, quiet, take, values
+from tests.trainer.objectives import (
+    ONE,
+    SGD,
+    TWO,
+    Script,
+    Scripted,
+    experiment,
+    quiet,
+    take,
+    values,
+)
 from trainer import precision
 from trainer.exits import Diverged
 from trainer.precision import PRECISIONS, next_scale
@@ -46,6 +56,7 @@ def test_policies_and_what_losses_are_computed_in():
         found[name] = (layer.variable_dtype, layer.compute_dtype, format.loss_dtype.name)
     assert found == {
         "float32": ("float32", "float32", "float32"),
+        "tf32": ("float32", "float32", "float32"),
         "float64": ("float64", "float64", "float64"),
         "bfloat16": ("float32", "bfloat16", "float32"),
         "float16": ("float32", "float16", "float32"),
@@ -116,6 +127,15 @@ def test_the_scale_falls_and_grows_on_both_replicas_alike(monkeypatch):
         assert weights == [0, 0, 0, -15, -16, -17, -17.5, -18, -18.5]
         # Above scale 1 an overflow is skipped and counted, but ends no run, though max_bad_updates is 1.
         assert seen[8]["only/bad_updates"][replica].tolist() == [0, 0, 2]
+
+
+def test_float32_products_have_all_of_its_bits_on_gpus_too_unless_asked():
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+    objective, found = functools.partial(Half, initial=[0.0, 0.0, 0.0]), {}
+    for name in ("float32", "tf32", "bfloat16"):
+        quiet(experiment(objective, halves([1]), steps=1, log_every=1, precision=name), ONE)
+        found[name] = tf.config.experimental.tensor_float_32_execution_enabled()
+    assert found == {"float32": False, "tf32": True, "bfloat16": False}
 
 
 def test_one_replica_alone_overflows():
