@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from models.layers import LOW_PRECISION, built
+from models.layers import built, widened
 from models.objective import Noise
 from models.spectral_norm import Convolution
 
@@ -60,8 +60,7 @@ class SelfAttention(keras.layers.Layer):
             return tf.reshape(layer(x, **state), [-1, height * width, layer.outputs])
 
         scores = tf.matmul(positions(self.query), positions(self.key), transpose_b=True)
-        wide = tf.cast(scores, tf.float32) if x.dtype.name in LOW_PRECISION else scores
-        attended = tf.cast(tf.nn.softmax(wide), x.dtype) @ positions(self.value)
+        attended = tf.cast(tf.nn.softmax(widened(scores)), x.dtype) @ positions(self.value)
         attended = tf.reshape(attended, [-1, height, width, self.value.outputs])
         return x + self.gamma * self.out(attended, **state)
 

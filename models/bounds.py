@@ -13,6 +13,7 @@ from typing import Protocol
 import tensorflow as tf
 
 from models.latents import Paths
+from models.layers import grouped
 from models.objective import Batch, Metrics, Noise
 
 
@@ -129,14 +130,10 @@ class ELBO:
     def _with_free_bits(self, divergences: Sequence[tf.Tensor]) -> tf.Tensor:
         """Σ max(λ, KL) over units, `[b]`; within a group all have the same."""
         units = tf.concat(divergences, 1)
-        rows, examples = units.shape[0], self.free_bits_examples
-        if rows % examples:
-            raise ValueError(
-                f"free bits are averaged over {examples} examples, which does not divide the batch of {rows}: choose "
-                "free_bits_examples that divides the batch of a replica and the microbatch"
-            )
-        groups = tf.reduce_mean(tf.reshape(units, [rows // examples, examples, -1]), 1)
-        return tf.repeat(tf.reduce_sum(tf.maximum(groups, self.free_bits), 1), examples)
+        examples = self.free_bits_examples
+        groups = grouped(units, examples, "free bits are averaged over", "free_bits_examples")
+        means = tf.reduce_mean(groups, 1)
+        return tf.repeat(tf.reduce_sum(tf.maximum(means, self.free_bits), 1), examples)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from models.layers import LOW_PRECISION, Dropout
+from models.layers import Dropout, widened
 from models.lora import LoRA, of
 from models.objective import Noise
 from models.projection import Projection, child
@@ -98,9 +98,7 @@ class CausalAttention(keras.layers.Layer):
             key, value = (
                 put(n, old, position, 2) for n, old in zip((key, value), cache, strict=True)
             )
-        scores = tf.matmul(query * size**-0.5, key, transpose_b=True)
-        if scores.dtype.name in LOW_PRECISION:
-            scores = tf.cast(scores, tf.float32)
+        scores = widened(tf.matmul(query * size**-0.5, key, transpose_b=True))
         # A sum, whose gradient costs nothing: low enough for a weight of exactly 0.
         scores += tf.where(hidden, scores.dtype.min, tf.zeros([], scores.dtype))
         weights = tf.cast(tf.nn.softmax(scores), x.dtype)

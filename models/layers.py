@@ -123,24 +123,19 @@ class GhostBatchNorm(keras.layers.Layer):
         Returns:
           As `x`.
         """
-        wide = tf.cast(x, tf.float32) if x.dtype.name in LOW_PRECISION else x
+        wide = widened(x)
         if not training:
             y = self._normalise(wide, self.moving_mean, self.moving_variance)
             return tf.cast(self._of_class(y, labels), x.dtype)
-        rows = x.shape[0]
-        if rows is None or rows % self.group:
-            raise ValueError(
-                f'"{self.path}" normalises groups of {self.group} examples, which does not divide its batch of {rows}; '
-                "choose a group that divides the batch of a replica and the microbatch"
-            )
+        groups = grouped(wide, self.group, f'"{self.path}" normalises')
         # [groups, examples and positions of a group, channels]
-        grouped = tf.reshape(wide, [rows // self.group, -1, x.shape[-1]])
-        mean = tf.reduce_mean(grouped, 1, keepdims=True)
-        variance = tf.reduce_mean(tf.math.squared_difference(grouped, mean), 1, keepdims=True)
+        groups = tf.reshape(groups, [groups.shape[0], -1, x.shape[-1]])
+        mean = tf.reduce_mean(groups, 1, keepdims=True)
+        variance = tf.reduce_mean(tf.math.squared_difference(groups, mean), 1, keepdims=True)
         if update_statistics:
             self._move(self.moving_mean, mean)
             self._move(self.moving_variance, variance)
-        y = tf.reshape(self._normalise(grouped, mean, variance), x.shape)
+        y = tf.reshape(self._normalise(groups, mean, variance), x.shape)
         return tf.cast(self._of_class(y, labels), x.dtype)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
@@ -204,6 +199,26 @@ class Centring(keras.layers.Layer):
         """Moves the average by `x` `[b, …]`. What reads it later in the same loss has the new value, which depends on the layout."""
         mean = tf.reduce_mean(tf.cast(x, self.moving_mean.dtype), 0)
         self.moving_mean.assign(self.moving_mean * self.momentum + mean * (1 - self.momentum))
+
+
+def widened(x: tf.Tensor) -> tf.Tensor:
+    """The same, in float32 if it is of a low precision: for sums, and for what grows."""
+    return tf.cast(x, tf.float32) if x.dtype.name in LOW_PRECISION else x
+
+
+def grouped(x: tf.Tensor, group: int, does: str, choose: str = "a group") -> tf.Tensor:
+    """Consecutive examples together: `[b, …]` -> `[b / group, group, …]`.
+
+    Raises:
+      ValueError: if some are left over; it begins with what the caller `does` with groups, and says what to `choose`.
+    """
+    rows, *shape = x.shape
+    if rows is None or rows % group:
+        raise ValueError(
+            f"{does} groups of {group} examples, which does not divide the batch of {rows}; "
+            f"choose {choose} that divides the batch of a replica and the microbatch"
+        )
+    return tf.reshape(x, [rows // group, group, *shape])
 
 
 def dense(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from models.layers import LOW_PRECISION
+from models.layers import grouped, widened
 
 EPSILON = 1e-8
 
@@ -30,21 +30,15 @@ class MinibatchStddev(keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """`[b, height, width, channels]` -> `[b, height, width, channels + 1]`."""
-        rows, *shape = x.shape
-        if rows is None or rows % self.group:
-            raise ValueError(
-                f'"{self.path}" compares groups of {self.group} examples, which does not divide its batch of {rows}; '
-                "choose a group that divides the batch of a replica and the microbatch"
-            )
-        wide = tf.cast(x, tf.float32) if x.dtype.name in LOW_PRECISION else x
-        grouped = tf.reshape(wide, [rows // self.group, self.group, -1])
-        mean = tf.reduce_mean(grouped, 1, keepdims=True)
-        variance = tf.reduce_mean(tf.math.squared_difference(grouped, mean), 1)
+        groups = grouped(widened(x), self.group, f'"{self.path}" compares')
+        mean = tf.reduce_mean(groups, 1, keepdims=True)
+        variance = tf.reduce_mean(tf.math.squared_difference(groups, mean), 1, keepdims=True)
         # The root has no finite slope at 0, where all are the same.
-        deviation = tf.reduce_mean(tf.sqrt(variance + EPSILON), 1)
-        of_groups = tf.reshape(tf.cast(deviation, x.dtype), [-1, *[1] * len(x.shape)])
-        channel = tf.broadcast_to(of_groups, [rows // self.group, self.group, *shape[:-1], 1])
-        return tf.concat([x, tf.reshape(channel, [rows, *shape[:-1], 1])], -1)
+        deviation = tf.reduce_mean(
+            tf.sqrt(variance + EPSILON), list(range(2, len(groups.shape))), keepdims=True
+        )
+        channel = tf.broadcast_to(tf.cast(deviation, x.dtype), [*groups.shape[:-1], 1])
+        return tf.concat([x, tf.reshape(channel, [*x.shape[:-1], 1])], -1)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         assert input_shape[-1] is not None

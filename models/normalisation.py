@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from models.layers import LOW_PRECISION
+from models.layers import widened
 
 EPSILON = 1e-5
 
@@ -46,8 +46,7 @@ class Norm(keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """`x` `[…, n]` -> the same."""
-        wide = tf.cast(x, tf.float32) if x.dtype.name in LOW_PRECISION else x
-        y = _normalised(wide, self.centred, self.epsilon) * self.gamma
+        y = _normalised(widened(x), self.centred, self.epsilon) * self.gamma
         return tf.cast(y + self.beta if self.use_bias else y, x.dtype)
 
 

@@ -495,6 +495,6 @@ def test_what_a_layer_says_stays_one_line():
         quiet(experiment(functools.partial(Scripted, group=4), source, global_batch=6))
     assert len(str(error.value).splitlines()) > 5
     assert one_line(error.value) == (
-        '"norm" normalises groups of 4 examples, which does not divide its batch of 6; '
+        '"norm" normalises groups of 4 examples, which does not divide the batch of 6; '
         "choose a group that divides the batch of a replica and the microbatch"
     )
