@@ -15,7 +15,8 @@ EPSILON = 1e-8
 class MinibatchStddev(keras.layers.Layer):
     """Appends a channel: the standard deviation over a group of consecutive examples, the mean over channels and positions.
 
-    A group has a fixed size, so that the number is the same on any number of replicas.
+    A group has a fixed size, so that the number is the same on any number of replicas. Held-out examples are grouped as they
+    come, the last ones with copies: metrics of a discriminator hang on their order.
 
     Args:
       group: examples a group, at least 2; it must divide the batch of one replica and the microbatch.

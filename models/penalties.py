@@ -33,7 +33,7 @@ def dragan(
     """(‖∇D(x)‖₂ - 1)² at x = real + σ/2 · N(0, 1) (Kodali et al. 2017).
 
     σ is the standard deviation of the example's own pixels, where the paper's code takes that of the whole batch, which
-    one replica does not see.
+    one replica does not see. The noise is normal, as the paper says; its code draws it uniform, and takes a random share of it.
     """
     pixels = list(range(1, len(real.shape)))
     deviation = tf.math.reduce_std(real, pixels, keepdims=True)
