@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pathlib
 from typing import Any
 
@@ -63,7 +64,9 @@ def read_column(path: pathlib.Path, column: str) -> str:
                 io.StringIO(text), sep=divider, dtype=str, keep_default_na=False
             )
     except (TypeError, ValueError) as error:  # Of which pandas' own are.
-        raise DataError(f"{path} is no table ({' '.join(str(error).split())}): mend it") from None
+        said = _first_broken_line(text) if path.suffix == ".jsonl" else None
+        said = said or " ".join(str(error).split())
+        raise DataError(f"{path} is no table ({said}): mend it") from None
     if not isinstance(table.index, pandas.RangeIndex):  # It takes what is too much for one.
         raise DataError(f"{path} has more fields in a row than columns: quote texts with commas")
     if column not in table.columns:
@@ -76,6 +79,17 @@ def read_column(path: pathlib.Path, column: str) -> str:
                 f'{path} has no text in column "{column}" of row {number + 1} ({row!r}): leave the row out'
             )
     return "\n".join(rows)
+
+
+def _first_broken_line(text: str) -> str | None:
+    """Which line is no JSON object, since pandas does not say; None if each is one, or empty."""
+    for number, line in enumerate(text.split("\n")):
+        try:
+            if line.strip() and not isinstance(json.loads(line), dict):
+                return f"line {number + 1} is no object"
+        except ValueError as error:
+            return f"line {number + 1}: {error}"
+    return None
 
 
 def _pandas() -> Any:
