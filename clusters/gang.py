@@ -179,9 +179,19 @@ def free_ports(count: int) -> list[int]:
 def _prefix(worker: int, source: IO[bytes], destination: IO[str]) -> None:
     for line in source:
         text = line.decode(errors="replace").rstrip("\n")
+        say(f"[{worker}] {text}", destination)
+
+
+def say(text: str, destination: IO[str]) -> None:
+    """Writes a line. Where it cannot, all goes on: no worker waits for it, and the end has the code that it has."""
+    try:
         # One call for a line, so that lines of several workers do not mix.
-        destination.write(f"[{worker}] {text}\n")
+        destination.write(f"{text}\n")
         destination.flush()
+    except BrokenPipeError:  # Nobody reads it any more, nor what is left of it at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), destination.fileno())
+    except OSError:
+        pass
 
 
 def _end_with_parent(parent: int) -> Callable[[], None] | None:
@@ -200,4 +210,5 @@ def _end_with_parent(parent: int) -> Callable[[], None] | None:
 
 def command(arguments: Sequence[str]) -> tuple[str, ...]:
     """The launcher, by the Python that runs now."""
-    return (sys.executable, "-m", "trainer.main", *arguments)
+    # -P: else a folder of the user's that is called as one of ours would come first.
+    return (sys.executable, "-P", "-m", "trainer.main", *arguments)

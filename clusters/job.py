@@ -44,6 +44,13 @@ NEEDED = {
     "tpu": ("image", "accelerator", "zone", "runtime"),
 }
 
+KEEPS = {
+    "slurm": "FOLDER:FOLDER, with a workdir in it",
+    "jobset": "CLAIM:/runs --workdir=/runs/NAME",
+    "tpu": "gs://BUCKET:/runs --workdir=/runs/NAME",
+}
+"""Target -> what to mount, so that the workdir of a container outlives it."""
+
 LABEL = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 SECRET = re.compile(
@@ -140,6 +147,12 @@ class Job:
             raise UsageError("--image and --venv exclude each other: drop one")
         if target == "slurm" and self.mounts and self.image is None:
             raise UsageError("--mount is for containers: give --image, or remove it")
+        contained = self.image is not None if target == "slurm" else target in OF_SOME["mounts"]
+        kept = any(f"{self.workdir}/".startswith(f"{path}/") for _, path in self.mounts)
+        if contained and not kept:
+            raise UsageError(
+                f"--workdir={self.workdir} is lost with the container: mount what keeps it, as --mount={KEEPS[target]}"
+            )
         hosts = hosts_of(self.nodes) if self.nodes > 1 else ()
         # Where it is submitted from, other workers may be named than there will be.
         flags.parse(["train", *self.train(), *hosts], environ={})

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from clusters.gang import Gang, command
+from clusters.gang import Gang, command, say
 from clusters.job import hosts_of
 from trainer import flags
 from trainer.exits import UsageError
@@ -82,7 +82,7 @@ def _gang(line: argparse.Namespace, arguments: tuple[str, ...]) -> Gang:
         least=least,
         restarts=line.max_restarts,
         grace=line.grace,
-        note=lambda text: print(f"launch: {text}", file=sys.stderr, flush=True),
+        note=lambda text: say(f"launch: {text}", sys.stderr),
     )
 
 

@@ -14,8 +14,8 @@ TASK = (
 """
     + WAIT.format(signal="TERM")
     + """\
-# The step ends with the highest code of its tasks: an error of one must win over the 75 of those that lost it.
-case $code in 1) code=70 ;; 75) code=1 ;; esac
+# The step ends with the highest code of its tasks: an error of one must win over the 75 of those that lost it. 1 is srun's own.
+case $code in [1-3]) code=70 ;; 75) code=3 ;; esac
 exit "$code"
 """
 )
@@ -23,7 +23,7 @@ exit "$code"
 END = (
     WAIT.format(signal="USR1")
     + """\
-if [ "$code" = 1 ]; then code=75; fi
+if [ "$code" = 3 ]; then code=75; fi
 
 # 75: it has saved and asks for another start; above 128: a signal ended it. The state is another after scancel.
 job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}

@@ -93,11 +93,6 @@ def plan(job: Job) -> Plan:
 
 
 def _startup(job: Job) -> str:
-    if not any(f"{job.workdir}/".startswith(f"{path}/") for _, path in job.mounts):
-        raise UsageError(
-            f"--workdir={job.workdir} is lost with the machine: mount a bucket over it, as "
-            "--mount=gs://BUCKET:/runs --workdir=/runs/NAME"
-        )
     mounts = "".join(_mount(source, path) for source, path in job.mounts)
     slice_of_many = "-pod" in str(job.runtime)
     env = [*job.env]

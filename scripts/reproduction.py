@@ -6,13 +6,15 @@ What it did before in its folder it does not do again, and a training that was i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import rich.console
@@ -142,12 +144,32 @@ def lockstep(mode: str, *arguments: str, workdir: pathlib.Path) -> Any:
     Raises:
       SystemExit: with its exit code, if it fails; it has said why.
     """
-    command = [sys.executable, "-m", "trainer.main", mode, *arguments, f"--workdir={workdir}"]
-    print("lockstep", *command[3:], file=sys.stderr, flush=True)
-    done = subprocess.run(command, stdout=None if mode == "train" else subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(done.returncode)
-    return None if mode == "train" else json.loads(done.stdout.splitlines()[-1])
+    words = [mode, *arguments, f"--workdir={workdir}"]
+    print("lockstep", *words, file=sys.stderr, flush=True)
+    # -P: else a folder of the user's that is called as one of ours would come first.
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "trainer.main", *words],
+        stdout=None if mode == "train" else subprocess.PIPE,
+        text=True,
+    )
+    # A terminal sends Ctrl-C to both; what is sent to this process alone is passed on. The child saves, and says so.
+    with (
+        handled(signal.SIGTERM, lambda number, _: process.send_signal(number)),
+        handled(signal.SIGINT, lambda *_: None),
+    ):
+        said, _ = process.communicate()
+    if process.returncode:
+        sys.exit(process.returncode if process.returncode > 0 else 128 - process.returncode)
+    return None if mode == "train" else json.loads(said.splitlines()[-1])
+
+
+@contextlib.contextmanager
+def handled(number: signal.Signals, handler: Callable[[int, Any], None]) -> Iterator[None]:
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def print_table(name: str, row: Row, found: Mapping[str, Mapping[str, float]]) -> None:

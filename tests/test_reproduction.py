@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pathlib
 import re
 import runpy
+import signal
 import subprocess
 import types
 
@@ -24,19 +26,20 @@ def reproduce(monkeypatch, capsys):
     def call(arguments, answers):
         commands = []
 
-        def run(command, stdout, text):
-            mode, *given = command[3:]
+        def start(command, stdout, text):
+            mode, *given = command[command.index("trainer.main") + 1 :]
             commands.append([mode, *given])
             answer = answers[mode].pop(0) if mode in answers else None
             if isinstance(answer, int):
-                return types.SimpleNamespace(returncode=answer, stdout="")
-            return types.SimpleNamespace(returncode=0, stdout=f"a table\n{json.dumps(answer)}\n")
+                return types.SimpleNamespace(returncode=answer, communicate=lambda: ("", None))
+            said = f"a table\n{json.dumps(answer)}\n"
+            return types.SimpleNamespace(returncode=0, communicate=lambda: (said, None))
 
-        monkeypatch.setattr(subprocess, "run", run)
+        monkeypatch.setattr(subprocess, "Popen", start)
         program["main"](arguments)
         return commands, json.loads(capsys.readouterr().out.splitlines()[-1])
 
-    call.rows = program["ROWS"]
+    call.program, call.rows = program, program["ROWS"]
     return call
 
 
@@ -103,6 +106,32 @@ def test_a_language_model_is_evaluated_on_validation_and_test(reproduce, tmp_pat
 def test_what_fails_ends_it_with_the_launchers_code(reproduce):
     with pytest.raises(SystemExit, match=r"^66$"):
         reproduce(["vae/mnist", "--data=nowhere"], {"train": [66]})
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_heard_by_the_training_alone(number, reproduce, monkeypatch):
+    """Which ends with a code of its own. A terminal sends Ctrl-C to both."""
+    heard = []
+
+    class Training:
+        returncode = 75
+
+        def __init__(self, *_, **__):
+            pass
+
+        def send_signal(self, number):
+            heard.append(number)
+
+        def communicate(self):
+            os.kill(os.getpid(), number)
+            return None, None
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(subprocess, "Popen", Training)
+    with pytest.raises(SystemExit, match=r"^75$"):
+        reproduce.program["main"](["vae/mnist", "--data=x"])
+    assert heard == [signal.SIGTERM] * (number == signal.SIGTERM)
+    assert signal.getsignal(number) is before
 
 
 def test_seeds_that_are_none(reproduce, capsys):

@@ -154,6 +154,24 @@ def test_a_signal_is_passed_on_and_ends_it(number, code, tmp_path):
     assert lives(tmp_path) == [1, 1]
 
 
+def test_a_gang_goes_on_where_nobody_reads_what_it_says(tmp_path):
+    """More than the pipes between hold: the workers must not wait for a reader."""
+    talk = "for i in range(20000): print('a line of some length', i, flush=True)"
+    program = f"""
+import sys
+from clusters.gang import Gang, say
+note = lambda text: say(text, sys.stderr)
+gang = Gang(command=(sys.executable, "-c", {talk!r}), workers=2, least=2, note=note)
+sys.exit(gang.run())
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout and process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="a child ends with its parent on Linux alone")
 def test_nobody_is_left_when_the_launcher_is_killed(tmp_path):
     with launched(tmp_path, "deaf save") as (process, workers):

@@ -34,6 +34,7 @@ GOLDEN = pathlib.Path(__file__).with_name("golden")
 ODD = "a 'b' \"c\" $HOME $(d) `e` \\ é; #"
 
 DIGITS = Job(name="digits", arguments=("vae/digits",), workdir="/runs/digits")
+RUNS = (("runs", "/runs"),)
 JOBS = {
     "slurm": ("slurm", dataclasses.replace(DIGITS, nodes=2, venv="/opt/venv", minutes=90)),
     "slurm_sweep": (
@@ -54,7 +55,10 @@ JOBS = {
             sweep=(("--gin_param=SEED=0",), ("--gin_param=SEED=1", "--gin_param=NAME='x y'")),
         ),
     ),
-    "jobset": ("jobset", dataclasses.replace(DIGITS, image="lockstep:1", nodes=2)),
+    "jobset": (
+        "jobset",
+        dataclasses.replace(DIGITS, image="lockstep:1", nodes=2, mounts=RUNS),
+    ),
     "jobset_gpu": (
         "jobset",
         dataclasses.replace(
@@ -85,6 +89,7 @@ JOBS = {
             devices=8,
             accelerator="tpu-v5-lite-podslice",
             topology="2x4",
+            mounts=RUNS,
         ),
     ),
     "vertex": (
@@ -185,6 +190,7 @@ def requeued(folder: pathlib.Path) -> str:
         ("kill -KILL $$", "0", 137, "requeue 17\n"),
         ("exit 65", "0", 65, ""),
         ("exit 1", "0", 70, ""),
+        ("exit 3", "0", 70, ""),
     ],
 )
 def test_a_job_of_slurm_is_queued_again_if_that_helps(
@@ -193,6 +199,12 @@ def test_a_job_of_slurm_is_queued_again_if_that_helps(
     process = node(DIGITS, program, SLURM_RESTART_COUNT=restarts)
     assert process.wait(timeout=60) == code
     assert requeued(tmp_path) == said
+
+
+def test_a_job_that_srun_cannot_start_is_not_queued_again(node, monkeypatch, tmp_path):
+    monkeypatch.setitem(SLURM, "srun", "exit 1")
+    assert node(DIGITS, "exit 0").wait(timeout=60) == 1
+    assert requeued(tmp_path) == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
@@ -375,6 +387,7 @@ def test_a_jobset_keeps_dollars():
     job = dataclasses.replace(
         DIGITS,
         image="i",
+        mounts=RUNS,
         arguments=("a", "--gin_param=A='$(HOME) $$ $b'"),
         env=(("B", "$(C)"),),
     )
@@ -534,13 +547,15 @@ def test_the_image_has_every_package():
         ("slurm", {"env": (("HF_TOKEN", "x"),)}, "--env=HF_TOKEN looks like a secret and would be written in the job's files: use --secret of jobset, or the cluster's own way"),
         ("jobset", {}, "jobset needs --image"),
         ("jobset", {"image": "i", "secrets": (("A", "b", "c d"),)}, '--secret="A=b/c d": write NAME=SECRET/KEY'),
-        ("jobset", {"image": "i", "topology": "2x4"}, "--topology=2x4 is of TPUs: name one with --accelerator=tpu-…, or remove it"),
-        ("jobset", {"image": "i", "accelerator": "tpu-v6e-slice", "devices": 4}, "--accelerator=tpu-v6e-slice needs --topology, such as 2x4"),
-        ("jobset", {"image": "i", "accelerator": "tpu-v6e-slice", "devices": 4, "topology": "4x4", "nodes": 4}, "--nodes=4: TensorFlow trains on the TPUs of one node of Kubernetes; use --nodes=1, or the target tpu for more"),
+        ("jobset", {"image": "i", "topology": "2x4", "mounts": RUNS}, "--topology=2x4 is of TPUs: name one with --accelerator=tpu-…, or remove it"),
+        ("jobset", {"image": "i", "accelerator": "tpu-v6e-slice", "devices": 4, "mounts": RUNS}, "--accelerator=tpu-v6e-slice needs --topology, such as 2x4"),
+        ("jobset", {"image": "i", "accelerator": "tpu-v6e-slice", "devices": 4, "topology": "4x4", "nodes": 4, "mounts": RUNS}, "--nodes=4: TensorFlow trains on the TPUs of one node of Kubernetes; use --nodes=1, or the target tpu for more"),
         ("vertex", {"image": "i", "machine": "m", "region": "r"}, "--workdir=/runs/digits is lost with the machine: write /gcs/BUCKET/FOLDER"),
         ("tpu", {"image": "i", "accelerator": "v4-8", "zone": "z"}, "tpu needs --runtime"),
         ("slurm", {"nodes": 2, "arguments": ("a", "--features=c")}, "--features compares on one machine: evaluate the run afterwards on one"),
-        ("tpu", {"image": "i", "accelerator": "v4-8", "zone": "z", "runtime": "r"}, "--workdir=/runs/digits is lost with the machine: mount a bucket over it, as --mount=gs://BUCKET:/runs --workdir=/runs/NAME"),
+        ("tpu", {"image": "i", "accelerator": "v4-8", "zone": "z", "runtime": "r"}, "--workdir=/runs/digits is lost with the container: mount what keeps it, as --mount=gs://BUCKET:/runs --workdir=/runs/NAME"),
+        ("jobset", {"image": "i", "mounts": (("runs", "/run"),)}, "--workdir=/runs/digits is lost with the container: mount what keeps it, as --mount=CLAIM:/runs --workdir=/runs/NAME"),
+        ("slurm", {"image": "i"}, "--workdir=/runs/digits is lost with the container: mount what keeps it, as --mount=FOLDER:FOLDER, with a workdir in it"),
         ("tpu", {"image": "i", "accelerator": "v4-8", "zone": "z", "runtime": "r", "mounts": (("/nfs", "/runs"),)}, "--mount=/nfs:/runs: a TPU's machine has buckets alone: gs://BUCKET"),
     ],
 )  # fmt: skip
