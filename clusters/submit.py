@@ -181,7 +181,7 @@ def _job(line: argparse.Namespace, arguments: tuple[str, ...]) -> Job:
         given.setdefault("directory", os.getcwd())
         if line.image is None:
             given.setdefault("venv", sys.prefix)
-        line.workdir = os.path.abspath(line.workdir)
+        line.workdir = os.path.abspath(os.path.expanduser(line.workdir))
     secrets = [_pair("secret", text, "=") for text in getattr(line, "secret", [])]
     return Job(
         name=line.name,

@@ -87,7 +87,8 @@ def render(value: Any) -> str:
         return f"[{', '.join(map(render, value))}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{render(k)}: {render(v)}' for k, v in value.items())}}}"
-    return repr(value)
+    # Beyond every number: gin has no name for it.
+    return repr(value).replace("inf", "1e999") if isinstance(value, float) else repr(value)
 
 
 def shipped() -> list[str]:
@@ -149,7 +150,7 @@ def _read_file(path: Path, including: tuple[Path, ...]) -> list[Binding | Import
     if resolved in including:
         raise ConfigError(f"{_label(path)} includes itself: remove one of the include lines")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{_label(path)} cannot be read: {error}") from None
     return _parse(text, _label(path), path.parent, (*including, resolved))

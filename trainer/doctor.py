@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer import backend, workdir
+from trainer import backend, lock, workdir
 from trainer.environment import Workers, attached_tpus, vertex_folders
-from trainer.exits import CannotCreate, UserError, one_line
+from trainer.exits import CannotCreate, UserError, WorkdirInUse, one_line
 from trainer.hardware import Hardware, workers
 from trainer.peers import listen, own_address, resolve, wait_for_names
 
@@ -55,14 +55,15 @@ class Report:
 
     def print(self) -> None:
         """The table, and a line of JSON."""
-        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
+
+        from trainer.tables import show
 
         table = Table(show_header=False)
         for name, text in self.rows:
             table.add_row(Text(name), Text(text))
-        Console().print(table)
+        show(table)
         problem = {
             "problem": one_line(self.problem) if self.problem else None,
             "code": self.problem.code if self.problem else 0,
@@ -167,7 +168,7 @@ def _devices(report: Report, hardware: Hardware, found: Workers) -> None:
             else f'CUDA_VISIBLE_DEVICES is "{hidden}"'
         )
         report.rows.append(("note", f"NVIDIA GPUs that TensorFlow does not see: {why}"))
-    if found.tpu or len(found.hosts) > 1:
+    if found.tpu or len(found.hosts) > 1 or hardware.strategy == "multi_worker":
         return  # Making the strategy would take the TPU from its user, or wait for the others.
     from trainer.cluster import connect
 
@@ -252,6 +253,11 @@ def _storage(report: Report, folder: Path | None) -> None:
     if free < LEAST_BYTES:
         raise CannotCreate(
             f"workdir {folder} has {_size(free)} free: make room, at least {_size(LEAST_BYTES)}, or choose another --workdir"
+        )
+    owner = lock.holder(there) if there == folder else None
+    if owner is not None and owner.alive():
+        raise WorkdirInUse(
+            f"workdir {folder} is in use by {owner}: let it end, or choose another --workdir"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -63,5 +64,9 @@ def sync(path: pathlib.Path) -> None:
         opened = os.open(path, os.O_RDONLY)
         try:
             os.fsync(opened)
+        except OSError as error:
+            # Some file systems know no fsync of folders.
+            if not path.is_dir() or error.errno not in (errno.EINVAL, errno.EBADF):
+                raise
         finally:
             os.close(opened)

@@ -54,6 +54,26 @@ OF_ONE_MODE |= {
     field.name: ("train", "evaluate", "sample", "doctor") for field in dataclasses.fields(Hardware)
 }
 
+CONFIGURED = {
+    name: f"--gin_param={parameter}=…, since the configuration decides what is learnt"
+    for parameter, names in {
+        "Experiment.steps": ("steps", "max_steps", "train_steps", "epochs"),
+        "Experiment.seed": ("seed",),
+        "Experiment.global_batch": ("batch", "batch_size", "global_batch"),
+        "Experiment.precision": ("precision", "dtype", "mixed_precision"),
+        "Experiment.log_every": ("log_every",),
+        "Experiment.evaluate_every": ("evaluate_every", "eval_every"),
+        "Experiment.samples": ("samples",),
+        "LEARNING_RATE": ("learning_rate", "lr"),
+        "DATA": ("data", "data_dir", "dataset"),
+    }.items()
+    for name in names
+}
+"""Flags that others have -> what to write."""
+CONFIGURED |= dict.fromkeys(
+    ("gpus", "num_gpus", "devices"), "--replicas=N, or leave it out for all that are there"
+)
+
 LEAST, MOST = 1e-6, 1e6
 """As those of models.decoding."""
 DRAWING = {"temperature": 1.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
@@ -261,8 +281,14 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
         words = values(["lockstep", *arguments])[1:]
     except flags.UnrecognizedFlagError as error:
         name = error.flagname
+        if name in CONFIGURED:
+            raise UsageError(f"unknown flag --{name}: write {CONFIGURED[name]}") from None
         near = nearest(name.removeprefix("no"), values).replace("mean ", "mean --")
         raise UsageError(f"unknown flag --{name}{near or '; lockstep --help lists them'}") from None
+    except UnicodeDecodeError:
+        raise UsageError(
+            "the file of --flagfile is not UTF-8: it has a flag in each line"
+        ) from None
     except flags.Error as error:
         message = " ".join(str(error).removeprefix("flag ").split())
         message = re.sub(r"invalid literal for int\(\).*", "it must be a whole number", message)
@@ -280,8 +306,11 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
         if values[name].present and mode not in modes:
             *others, last = modes
             known = f"{', '.join(others)} and {last}" if others else last
-            raise UsageError(f"--{name} is for {known}, not for {mode}: remove it")
+            instead = f"write {CONFIGURED[name]}" if name in CONFIGURED else "remove it"
+            raise UsageError(f"--{name} is for {known}, not for {mode}: {instead}")
     value: dict[str, Any] = {name: values[name].value for name in values}
+    for name in ("workdir", "features"):  # No shell has done it behind a "=".
+        value[name] = value[name] and os.path.expanduser(value[name])
     hardware = Hardware(
         **{field.name: value[field.name] for field in dataclasses.fields(Hardware)}
         | {"hosts": tuple(value["hosts"])}

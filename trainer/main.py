@@ -7,6 +7,8 @@ import io
 import json
 import math
 import os
+import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +45,8 @@ def run() -> None:
         if getattr(sys, name) is None:
             _discard(number)
             setattr(sys, name, os.fdopen(number, "w"))
+    # Question marks for what its encoding has not.
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     backend.end(main(sys.argv[1:]))
 
 
@@ -98,7 +102,7 @@ def _run(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     try:
         mode(line, arguments)
     except Exception as error:
-        problem = _peer_problem(error, line)
+        problem = _peer_problem(error, line) or _memory_problem(error)
         if problem is None:
             raise
         raise problem from error
@@ -110,6 +114,20 @@ def _peer_problem(error: Exception, line: flags.CommandLine) -> UserError | None
         return None
     found = workers(line.hardware, os.environ)
     return peers.lost(error, found.hosts, found.worker)
+
+
+def _memory_problem(error: Exception) -> UserError | None:
+    """What to do if memory was used up, of the machine or of a device; None if it was not."""
+    resource_exhausted = (
+        getattr(error, "error_code", None) == 8
+    )  # Of TensorFlow, also of disks and queues.
+    said = re.search("OOM|out of memory|allocat", str(error), re.IGNORECASE)
+    if not isinstance(error, MemoryError) and not (resource_exhausted and said):
+        return None
+    return UserError(
+        "out of memory: give a --microbatch with fewer examples, which changes nothing that is learnt, more devices, or a "
+        f"smaller model ({one_line(error)[:200]})"
+    )
 
 
 def _say(text: str) -> None:
@@ -209,8 +227,8 @@ def evaluate(line: flags.CommandLine, arguments: Sequence[str]) -> None:
     compared: dict[str, dict[str, float]] = {}
     with _data_problems():
         if judge is None or trainer.experiment.validation is not None:
-            metrics = trainer.evaluate()
             baseline = trainer.baseline()
+            metrics = trainer.evaluate()
         if judge:
             compared = _compared(line, trainer, judge)
     if not trainer.cluster.chief:
@@ -260,8 +278,11 @@ def _compared(
         neighbours = nearest(trainer, samples[:NEIGHBOURED])
     compared = {"samples": judge(samples, trainer.classes), "real": judge.floor}
     folder, step = Path(line.workdir or ""), int(trainer.step.number.numpy())
-    workdir.prepare(folder / "samples")
-    judged(folder, step, _of_kinds(compared), neighbours)
+    try:
+        workdir.prepare(folder / "samples")
+        judged(folder, step, _of_kinds(compared), neighbours)
+    except (OSError, UserError) as error:
+        _say(f"the samples' nearest neighbours are not kept: {one_line(error)}")
     return compared
 
 
@@ -276,8 +297,9 @@ def _seed(line: flags.CommandLine, trainer: Trainer) -> int:
 
 
 def _print_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from trainer.tables import show
 
     table = Table()
     table.add_column("metric")
@@ -287,7 +309,7 @@ def _print_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> None
         cells = (f"{column[name]:.6g}" if name in column else "" for column in columns.values())
         table.add_row(name, *cells)
     print(title)
-    Console().print(table)
+    show(table)
 
 
 def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
@@ -318,11 +340,11 @@ def sample(line: flags.CommandLine, arguments: Sequence[str]) -> None:
 
     of_class = "" if line.label is None else f"-class-{line.label}"
     suffix, data = pictures.file(decoded, None if of_class else trainer.classes)
+    if suffix == ".txt" and len(first) < count:
+        print(pictures.page(decoded, skip=len(first)), flush=True)
     folder = Path(line.workdir or "") / "samples"
     workdir.prepare(folder)
     path = _written(folder / f"step-{step:08d}-seed-{seed}{of_class}{suffix}", data)
-    if suffix == ".txt" and len(first) < count:
-        print(_printable(pictures.page(decoded, skip=len(first))))
     print(path)
     if line.array:
         array = io.BytesIO()
@@ -388,12 +410,6 @@ def _decoding(line: flags.CommandLine) -> list[str]:
     return [f"{place}.{name}={value!r}" for place in places for name, value in values]
 
 
-def _printable(text: str) -> str:
-    """With question marks for what stdout's encoding has not."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "replace").decode(encoding)
-
-
 def _print_growing(texts: Iterator[str], count: int) -> str:
     """Prints the first of several texts while it grows, and an empty line; returns it."""
     from trainer import pictures
@@ -403,7 +419,7 @@ def _print_growing(texts: Iterator[str], count: int) -> str:
     if count > 1:
         print(pictures.heading(1, count))
     for piece in pieces(texts):
-        print(_printable(piece), end="", flush=True)
+        print(piece, end="", flush=True)
         text += piece
     print("\n")
     return text
@@ -519,7 +535,7 @@ def _results(folder: Path) -> str:
     lines = {
         "samples": _newest(folder / "samples", "step-????????.*"),
         "checkpoint": _newest(folder / "checkpoints", "step-*"),
-        "curves": f"tensorboard --logdir {folder / 'summaries'}",
+        "curves": f"tensorboard --logdir {shlex.quote(str(folder / 'summaries'))}",
     }
     return "\n".join(f"{name + ':':<12}{value}" for name, value in lines.items() if value)
 

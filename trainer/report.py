@@ -74,8 +74,9 @@ class Goodput:
 
     def print(self, title: str) -> None:
         """A table, what was counted, and a line of JSON."""
-        from rich.console import Console
         from rich.table import Table
+
+        from trainer.tables import show
 
         table = Table()
         table.add_column("where the time went")
@@ -86,7 +87,7 @@ class Goodput:
         table.add_section()
         table.add_row("wall-clock", f"{self.wall_seconds:,.1f}", "")
         print(f"{title}: {self.state} at step {self.step}")
-        Console().print(table)
+        show(table)
         counted = {"skipped updates": self.skipped, "steps again": self.steps_again, **self.counts}
         print(", ".join(f"{name} {count}" for name, count in counted.items()))
         facts = {

@@ -141,7 +141,7 @@ class Sampling:
         """Raises ConfigError if the objective draws no samples."""
         if self._objective.sample is None:
             raise ConfigError(
-                f"{type(self._objective).__name__} draws no samples: set Experiment.samples = 0, and evaluate it"
+                f"{type(self._objective).__name__} draws no samples: leave Experiment.samples at 0, and evaluate it"
             )
 
     def pictures(self) -> Mapping[str, np.ndarray]:

@@ -23,7 +23,7 @@ from trainer.cluster import Cluster, batch_layout, connect
 from trainer.data_errors import data_problem, telling_of_data
 from trainer.device_loop import compiled_loop
 from trainer.evaluation import Evaluation
-from trainer.exits import ConfigError, LostPeer, UserError
+from trainer.exits import ConfigError, LostPeer, UserError, is_check, one_line
 from trainer.experiment import Experiment
 from trainer.guard import Guard
 from trainer.hardware import Hardware
@@ -498,10 +498,19 @@ class Trainer:
         return self.evaluation()
 
     def baseline(self) -> Mapping[str, float]:
-        """What `Experiment.baseline` reaches on the validation examples; empty without one."""
+        """What `Experiment.baseline` reaches on the validation examples; empty without one.
+
+        Raises:
+          ConfigError: if it does not fit the data.
+        """
         if self.experiment.baseline is None:
             return {}
-        return self.experiment.baseline(self.experiment.source, self.experiment.validation)
+        try:
+            return self.experiment.baseline(self.experiment.source, self.experiment.validation)
+        except ValueError as error:
+            if not is_check(error):
+                raise
+            raise ConfigError(f"Experiment.baseline: {one_line(error)}") from error
 
     def sample(
         self,

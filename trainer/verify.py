@@ -47,9 +47,10 @@ class Verified:
 
     def print(self) -> None:
         """A table, and a line of JSON."""
-        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
+
+        from trainer.tables import show
 
         table = Table("file", "state")
         for name in self.files | self.notes:
@@ -57,7 +58,7 @@ class Verified:
             state = [f"DAMAGED: {found}" if found else "whole"] if name in self.files else []
             state += [self.notes[name]] if name in self.notes else []
             table.add_row(Text(name), Text("; ".join(state)))
-        Console().print(table)
+        show(table)
         whole = self.problem is None
         print(json.dumps({"workdir": str(self.folder), "whole": whole, "files": self.files}))
 

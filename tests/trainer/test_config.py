@@ -397,6 +397,12 @@ def test_resolved_text_is_sorted_and_complete(registry) -> None:
     )
 
 
+def test_numbers_beyond_all_others_are_kept(registry) -> None:
+    text = resolve(registry, GOOD, "Recipe.ovens = [@Oven()]", "Oven.degrees = -1e999").text
+    assert "Oven.degrees = -1e999" in text
+    assert resolve(registry, *text.splitlines()).text == text
+
+
 def test_resolved_text_makes_the_same_again(registry, tmp_path: Path) -> None:
     first = resolve(
         registry, GOOD, "Recipe.ovens=(@hot/Oven(),)", "hot/Oven.fan=True", "Whisk.speed=7"

@@ -12,7 +12,8 @@ import types
 import pytest
 import tensorflow as tf
 
-from trainer import doctor, main
+from trainer import doctor, lock, main
+from trainer.environment import Workers
 from trainer.hardware import Hardware
 
 
@@ -75,6 +76,19 @@ def test_a_run_that_is_there(run, tmp_path):
     _, facts, table, _ = run(f"--workdir={tmp_path}")
     assert facts["workdir"]["exists"] is True
     assert f"{tmp_path}, a run of 12 steps: " in table
+
+
+def test_a_workdir_in_which_another_trains(run, tmp_path):
+    with lock.held(tmp_path, "lockstep train x", Workers(), lambda text: None):
+        code, facts, _, err = run(f"--workdir={tmp_path}")
+    assert code == facts["code"] == 73
+    assert f"workdir {tmp_path} is in use by process {os.getpid()} on " in err
+    assert run(f"--workdir={tmp_path}")[0] == 0
+
+
+def test_a_worker_that_is_alone_does_not_wait(run):
+    code, facts, _, _ = run("--strategy=multi_worker --hosts=nosuch.invalid:2222 --worker=0")
+    assert facts["workers"] == ["nosuch.invalid:2222"] and "replicas" not in facts and code == 0
 
 
 def test_workers_of_slurm(run):

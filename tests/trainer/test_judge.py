@@ -355,7 +355,7 @@ def test_what_cannot_be_compared_is_one_line(runs, capsys, tmp_path):
     assert lockstep(f"evaluate --workdir={runs}/vae --features={tmp_path}/none") == 78
     assert f"workdir {tmp_path}/none holds no run" in capsys.readouterr().err
     assert lockstep(f"sample --workdir={runs}/classifier --count=2") == 78
-    says = "Classifier draws no samples: set Experiment.samples = 0, and evaluate it"
+    says = "Classifier draws no samples: leave Experiment.samples at 0, and evaluate it"
     assert capsys.readouterr().err == f"lockstep: {says}\n"
     draws = "--gin_param=Experiment.samples=4 --dry_run"
     assert lockstep(f"train classifier/digits {draws}") == 78

@@ -19,6 +19,7 @@ from PIL import Image
 from input_pipeline.images import Images
 from input_pipeline.packing import pack
 from trainer import catalogue, config_files, main, pictures
+from trainer.exits import NoPermission
 from trainer.hardware import Hardware
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +104,19 @@ def test_pictures_as_an_array(run: Path, text_run: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().err == (
         "lockstep: --array is for pictures, which LanguageModel draws none of: remove it\n"
     )
+
+
+def test_results_are_shown_where_nothing_can_be_written(
+    run: Path, text_run: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(folder: Path) -> None:
+        raise NoPermission(f"workdir {folder} may not be written")
+
+    monkeypatch.setattr(main.workdir, "prepare", prepare)
+    command = ["sample", f"--workdir={text_run}", "--count=2", "--strategy=one_device"]
+    assert main.main(command) == 77
+    out, err = capsys.readouterr()
+    assert len(out) > 60 and err.endswith("samples may not be written\n")
 
 
 def test_a_checkpoint_that_is_not_there(run: Path, capsys: pytest.CaptureFixture) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import io
 import json
 import os
 import re
@@ -17,9 +16,11 @@ from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from trainer import backend, catalogue, config, config_files, flags, main
 from trainer.exits import ConfigError, Diverged, PreemptedExit, UsageError
@@ -103,14 +104,16 @@ def test_what_nobody_reads_changes_no_exit_code() -> None:
     assert (done.returncode, done.stdout) == (78, b"")
 
 
-def test_what_cannot_be_written_to_stdout_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is closed, as `lockstep --version >&-`; or of another encoding."""
+def test_what_cannot_be_written_to_stdout_costs_nothing() -> None:
+    """It is closed, as `lockstep --version >&-`; or of another encoding, which has no three dots in one."""
     program = "from trainer.main import run; run()"
     for closing, code, of_arguments in ((">&-", 0, "--version"), (">&- 2>&-", 64, "fly")):
         command = f"{sys.executable} -c '{program}' {of_arguments} {closing}"
         assert subprocess.run(["sh", "-c", command]).returncode == code
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "latin-1"))
-    assert main._printable("é שׁ\ud800") == "é ???"
+    environ = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", program, "--help"]
+    shown = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    assert "usage: lockstep MODE [CONFIG ?] --workdir=FOLDER" in shown.stdout
 
 
 def test_help_names_every_flag() -> None:
@@ -162,6 +165,17 @@ MISTAKES = {
     ),
     "train x --workdir=gs://b/x": '--workdir="gs://b/x" is not a folder: give a local or mounted one',
     "train x --count=3 --workdir=w": "--count is for evaluate and sample, not for train: remove it",
+    "train x --seed=3 --workdir=w": (
+        "--seed is for evaluate and sample, not for train: "
+        "write --gin_param=Experiment.seed=…, since the configuration decides what is learnt"
+    ),
+    "train x --batch_size=3 --workdir=w": (
+        "unknown flag --batch_size: "
+        "write --gin_param=Experiment.global_batch=…, since the configuration decides what is learnt"
+    ),
+    "train x --gpus=3 --workdir=w": (
+        "unknown flag --gpus: write --replicas=N, or leave it out for all that are there"
+    ),
     "train x --features=c --workdir=w --hosts=a:1,b:1 --worker=0": (
         "--features compares on one machine: evaluate the run afterwards on one"
     ),
@@ -243,6 +257,29 @@ def test_wrong_command_line(
     monkeypatch.delenv("TF_CONFIG", raising=False)
     assert main.main(arguments.split()) == UsageError.code == 64
     assert capsys.readouterr() == ("", f"lockstep: {MISTAKES[arguments]}\n")
+
+
+def test_home_is_known_behind_an_equals_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    line = flags.parse(["evaluate", "--workdir=~/runs/a", "--features=~/runs/b"])
+    assert (line.workdir, line.features) == ("/home/me/runs/a", "/home/me/runs/b")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[9,9]"),
+    ],
+)
+def test_memory_that_is_used_up_is_a_line(
+    error: Exception, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "_train", mock.Mock(side_effect=error))
+    assert main.main(["train", "vae/digits", "--workdir=w"]) == 70
+    said = capsys.readouterr().err
+    assert said.startswith("lockstep: out of memory: give a --microbatch with fewer examples")
+    assert said.count("\n") == 1
 
 
 def test_command_line_is_read() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -59,6 +60,24 @@ def test_a_whole_run_is_said_to_be_whole_without_tensorflow(run):
     *table, line = done.stdout.splitlines()
     assert json.loads(line) == {"workdir": str(run), "whole": True, "files": dict.fromkeys(FILES)}
     assert sum("whole" in row for row in table) == len(FILES)
+
+
+@pytest.mark.parametrize(("damaged", "code"), [(False, 0), (True, 65)])
+def test_a_reader_that_wants_no_more_changes_no_exit_code(damaged, code, run):
+    """As `lockstep verify | head -1`."""
+    if damaged:
+        change(run / "metrics.jsonl", "flipped")
+    read, write = os.pipe()
+    os.close(read)
+    command = "import sys; from trainer import main; sys.exit(main.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "verify", f"--workdir={run}"],
+        cwd=ROOT,
+        stdout=write,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(write)
+    assert done.returncode == code
 
 
 def change(path, how):
