@@ -195,6 +195,10 @@ class Checkpoints:
             try:
                 return read(self.path(step))
             except DamagedCheckpoint as error:
+                if not self.path(step).exists() and self.steps() != steps:
+                    return self.latest(
+                        note
+                    )  # A training beside has removed it, and saved later ones.
                 note(f"{error}: falling back to the checkpoint before it")
         if steps:
             raise DataProblem(

@@ -168,6 +168,13 @@ def test_two_damaged_ones_give_way_too(folder):
     assert [note.split(" ")[0] for note in notes] == [str(folder.path(60)), str(folder.path(40))]
 
 
+def test_what_a_training_beside_removes_is_not_damaged(folder, monkeypatch):
+    """Between the look at the folder and the file it has saved twice."""
+    steps, notes = iter([[10]]), []
+    monkeypatch.setattr(folder, "steps", lambda: next(steps, [20, 40, 60]))
+    assert folder.latest(notes.append).step == 60 and notes == []
+
+
 def test_all_damaged_ends_the_run_and_keeps_the_files(folder):
     for step, how in zip((20, 40, 60), DAMAGE, strict=False):
         damage(folder.path(step), how)
