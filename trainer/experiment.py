@@ -27,6 +27,17 @@ MAY_CHANGE = (
 MAY_CHANGE_ANYWHERE = ("on_bad_record", "bad_budget", "cache_mib")
 """Parameters of sources that may: a bad record ends a run or is skipped from its beginning, so none was met before; a cache changes
 no picture."""
+MAY_MOVE = (
+    "Packed.folder",
+    "idx_images.images",
+    "idx_images.labels",
+    "mnist.folder",
+    "numpy_images.images",
+    "numpy_images.labels",
+    "packed_corpus.folder",
+    "text_files.path",
+)
+"""Places of data that may: checkpoints hold a digest of the contents that are trained on."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

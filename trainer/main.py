@@ -523,11 +523,12 @@ def _is_data_error(error: Exception) -> bool:
 
 
 def _may_differ(root: str, resolved: config.Resolved) -> set[str]:
-    from trainer.experiment import MAY_CHANGE, MAY_CHANGE_ANYWHERE
+    from trainer.experiment import MAY_CHANGE, MAY_CHANGE_ANYWHERE, MAY_MOVE
     from trainer.rollback import DECIDE
 
     decide = DECIDE if resolved.bindings.get(f"{root}.rollback", "None") != "None" else ()
     anywhere = {key for key in resolved.bindings if key.rpartition(".")[2] in MAY_CHANGE_ANYWHERE}
+    anywhere |= {key for key in resolved.bindings if key.rpartition("/")[2] in MAY_MOVE}
     return anywhere | {f"{root}.{name}" for name in set(MAY_CHANGE).difference(decide)}
 
 

@@ -985,6 +985,26 @@ def test_a_baseline_comes_and_goes_with_its_own_arguments() -> None:
         names.compare(old, new, main._may_differ("Experiment", new), "runs/x")
 
 
+@pytest.mark.parametrize("config", ["vae/mnist", "lstm/shakespeare"])
+def test_data_whose_contents_are_known_may_move(config: str) -> None:
+    names = catalogue.registry()
+    here, there = (
+        names.resolve(config_files.read([config], [f"DATA={folder!r}"])) for folder in ("a", "b")
+    )
+    assert here.text != there.text
+    names.compare(here, there, main._may_differ("Experiment", there), "runs/x")
+
+
+def test_pictures_of_which_only_the_names_are_known_may_not_move() -> None:
+    names = catalogue.registry()
+    here, there = (
+        names.resolve(config_files.read(["vae/photos"], [f"DATA={folder!r}"]))
+        for folder in ("a", "b")
+    )
+    with pytest.raises(ConfigError, match=r"ImageFolder\.folder is 'a' there"):
+        names.compare(here, there, main._may_differ("Experiment", there), "runs/x")
+
+
 def test_a_run_may_begin_to_skip_what_would_end_it() -> None:
     names = catalogue.registry()
     photos = ['DATA="photos"', "Split.source=@ImageFolder()"]
