@@ -218,7 +218,10 @@ def _define() -> flags.FlagValues:
         flag_values=values,
     )
     flags.DEFINE_integer(
-        "steps_per_loop", 20, "steps between two looks of the host", flag_values=values
+        "steps_per_loop",
+        20,
+        "most steps between two looks of the host; fewer if they take seconds",
+        flag_values=values,
     )
     flags.DEFINE_integer(
         "start_seconds", 600, "how long workers wait for each other", flag_values=values

@@ -36,7 +36,7 @@ class Hardware:
         several are computed side by side, if there are threads.
       intra_op_threads: threads of one operation on CPU; None for TensorFlow's choice, all cores. With one for each, small
         networks train faster if as many microbatches as there are cores are computed side by side.
-      steps_per_loop: most steps between two looks of the host at the device.
+      steps_per_loop: most steps between two looks of the host at the device; see `schedule.Pace`.
       start_seconds: how long a worker waits for the others to start.
       heartbeat_seconds: after how long a worker that is stopped or cut off is missing.
       check_replicas_every: steps between two looks whether replicas are alike, beside those at saves; 0 for these alone.

@@ -7,6 +7,29 @@ import dataclasses
 from trainer.experiment import Experiment
 from trainer.hardware import Hardware
 
+LONG = 2.0
+"""Seconds of a loop, after which the next has half as many steps."""
+
+
+class Pace:
+    """How many steps are taken between two looks of the host, which hears then that it is to save and stop: as many as are allowed,
+    but not for long.
+
+    Args:
+      most: steps.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.steps = 1
+
+    def took(self, steps: int, long: bool) -> None:
+        """Says whether these steps took more than `LONG` seconds, on any worker: all must go on with as many."""
+        if long:
+            self.steps = max(1, steps // 2)
+        elif steps == self.steps:  # Fewer say nothing of more.
+            self.steps = min(self.most, 2 * steps)
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
@@ -26,7 +49,7 @@ class Schedule:
             self.hardware.check_replicas_every,
         )
         nexts = [(step // every + 1) * every for every in intervals if every]
-        return min(step + self.hardware.steps_per_loop, experiment.steps, *nexts) - step
+        return min(experiment.steps, *nexts) - step
 
     def logs(self, step: int) -> bool:
         return self._last(step) or self.begins_anew(step)

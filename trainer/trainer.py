@@ -34,7 +34,7 @@ from trainer.preemption import Asked, stop_signal
 from trainer.progress import Progress
 from trainer.rollback import RollBack
 from trainer.sampling import Sampling
-from trainer.schedule import Schedule
+from trainer.schedule import LONG, Pace, Schedule
 from trainer.step import Step
 from trainer.timesheet import Timesheet
 from trainer.timing import StepTimes
@@ -122,6 +122,7 @@ class Trainer:
             functools.partial(self.ledger.record, "save"),
         )
         self.timesheet = Timesheet(self.ledger, began)
+        self._pace = Pace(self.hardware.steps_per_loop)
         self._guard = Guard(
             experiment, self.step, self.cluster, self.ledger, self.hardware.max_rollbacks
         )
@@ -333,14 +334,19 @@ class Trainer:
         times, writer = StepTimes(), writer or NullWriter()
         until, began = until or self.experiment.steps, time.perf_counter() - self._kept.seconds
         while step < until:
-            count = min(self._due.steps_from(step), until - step)
+            count = min(self._due.steps_from(step), until - step, self._pace.steps)
+            began_loop = time.perf_counter()
             with self._saving_what_came_before_bad_data(writer, began):
                 times_of_steps = self._run_steps(data, tf.constant(count)).numpy()
             ended = time.time()
             times.add(times_of_steps, ended)
             step += count
             reached = int(self.step.number.numpy())
-            wrong = self.cluster.any_worker(reached != step, self._guard.diverged is not None)
+            long = time.perf_counter() - began_loop > LONG
+            *wrong, long = self.cluster.any_worker(
+                reached != step, self._guard.diverged is not None, long
+            )
+            self._pace.took(count, long)
             compared = any(wrong) or self._due.compares_replicas(step)
             if compared:  # What one replica got wrong is no fault of the training.
                 self._guard.check_replicas(step)

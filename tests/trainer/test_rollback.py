@@ -334,14 +334,17 @@ def test_without_a_workdir_there_is_nothing_to_go_back_to():
         quiet(spiking()).train()
 
 
-def test_skips_are_recorded_when_the_host_looks(tmp_path):
+def test_skips_are_recorded_when_the_host_looks(tmp_path, monkeypatch):
     """With their phase and number, once each: a restart does not tell them again."""
+    monkeypatch.setattr("trainer.trainer.LONG", math.inf)
     losses = np.ones([24, 4])
     losses[[2, 4, 6, 17], 2] = np.nan  # Even ones are read by "first".
     objective = functools.partial(Scripted, phases=("first", "second"))
     source = script(*[[[1, 1, 1]] * 4] * 24, losses=losses)
     for steps in (6, 12):
         wanted = experiment(objective, source, steps=steps, log_every=3, checkpoint_every=3)
-        quiet(wanted, TWO, tmp_path).train()
+        trainer = quiet(wanted, TWO, tmp_path)
+        trainer._pace.steps = 3
+        trainer.train()
     told = [(e["step"], e["phase"], e["updates"]) for e in events(tmp_path, "skip")]
     assert told == [(3, "first", 2), (6, "first", 1), (9, "second", 1)]

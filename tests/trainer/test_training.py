@@ -40,6 +40,7 @@ from trainer.hardware import Hardware
 from trainer.ledger import events
 from trainer.metrics import MetricWriter
 from trainer.preemption import Asked
+from trainer.schedule import Pace
 from trainer.trainer import Outcome
 from trainer.verify import verify
 
@@ -175,7 +176,7 @@ def test_a_preempted_run_ends_when_its_save_is_on_the_disk(tmp_path, monkeypatch
     trainer.cluster.__dict__["any_worker"] = any_worker
     stop.ask()
     assert trainer.run(trainer.data(0), 0, stop=stop) is Outcome.PREEMPTED
-    assert trainer.checkpoints.steps() == asked[-1] == [3] and asked[-2] == []
+    assert trainer.checkpoints.steps() == asked[-1] == [1] and asked[-2] == []
 
 
 def test_sigterm_while_the_device_computes(tmp_path):
@@ -184,6 +185,7 @@ def test_sigterm_while_the_device_computes(tmp_path):
     slow = experiment(Scripted, source, steps=400_000, log_every=400_000, checkpoint_every=400_000)
     trainer = quiet(slow, Hardware(strategy="one_device", steps_per_loop=1500), tmp_path)
     trainer._run_steps(trainer.data(0), tf.constant(0))  # Traced, so that the timer meets steps.
+    trainer._pace.steps = 1500
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
     assert trainer.train() is Outcome.PREEMPTED
@@ -265,24 +267,49 @@ def test_looking_more_often_or_never_gives_the_same_weights(
 @pytest.mark.parametrize(
     ("fields", "steps_per_loop", "counts"),
     [
-        # 25 steps, cut at multiples of 10, 6 and 8, and after 7: 6 8 10 12 16 18 20 24 25.
+        # 25 steps, after one twice as many up to 7, cut at multiples of 10, 6 and 8: 1 3 6 8 10 12 16 18 20 24 25.
         (
             {"log_every": 10, "evaluate_every": 6, "checkpoint_every": 8},
             7,
-            [6, 2, 2, 2, 4, 2, 2, 4, 1],
+            [1, 2, 3, 2, 2, 2, 4, 2, 2, 4, 1],
         ),
-        # Cut at 20 and at the end alone.
-        ({"log_every": 100, "checkpoint_every": 100, "evaluate_every": 0}, 20, [20, 5]),
-        ({"log_every": 100, "checkpoint_every": 100, "evaluate_every": 0}, 100, [25]),
+        # Cut at the end alone.
+        (
+            {"log_every": 100, "checkpoint_every": 100, "evaluate_every": 0},
+            4,
+            [1, 2, 4, 4, 4, 4, 4, 2],
+        ),
+        ({"log_every": 100, "checkpoint_every": 100, "evaluate_every": 0}, 100, [1, 2, 4, 8, 10]),
         (
             {"log_every": 100, "checkpoint_every": 100, "evaluate_every": 0, "sample_every": 9},
             100,
-            [9, 9, 7],
+            [1, 2, 4, 2, 8, 1, 7],
         ),
-        ({"log_every": 13, "checkpoint_every": 13, "evaluate_every": 13}, 100, [13, 12]),
+        ({"log_every": 13, "checkpoint_every": 13, "evaluate_every": 13}, 100, [1, 2, 4, 6, 8, 4]),
     ],
 )
 def test_loops_are_cut_at_the_next_boundary(fields, steps_per_loop, counts):
+    assert loops(steps_per_loop, **fields) == counts
+
+
+def test_loops_that_take_long_have_few_steps(monkeypatch):
+    monkeypatch.setattr("trainer.trainer.LONG", -1.0)
+    assert loops(20, log_every=100, checkpoint_every=100, evaluate_every=0) == [1] * 25
+    pace = Pace(20)
+    for steps, long, then in (
+        (1, False, 2),
+        (2, False, 4),
+        (3, False, 4),
+        (4, True, 2),
+        (2, False, 4),
+        (1, True, 1),
+    ):
+        pace.took(steps, long)
+        assert pace.steps == then
+
+
+def loops(steps_per_loop, **fields):
+    """How many steps each loop of 25 takes."""
     wanted = regression(steps=25, best_metric=None, **fields)
     trainer = quiet(wanted, Hardware(strategy="one_device", steps_per_loop=steps_per_loop))
     seen = []
@@ -294,11 +321,12 @@ def test_loops_are_cut_at_the_next_boundary(fields, steps_per_loop, counts):
 
     trainer.__dict__["_run_steps"] = pretended
     trainer.train()
-    assert seen == counts
+    return seen
 
 
 def test_a_loop_that_takes_another_number_of_steps_is_an_error():
     trainer = quiet(regression(), LOOPS_OF_3)
+    trainer._pace.steps = 3
     run_steps = trainer._run_steps
     trainer.__dict__["_run_steps"] = lambda data, count: run_steps(data, count - 1)
     with pytest.raises(RuntimeError, match="the step is 2 after 3 steps from 0: expected 3"):
