@@ -182,6 +182,7 @@ def test_replicas_are_compared_before_what_came_before_bad_data_is_saved(tmp_pat
     source.fail(6 * 4, FOR_GOOD)
     wanted = {"checkpoint_every": 100, "log_every": 100}
     trainer = quiet(regression(source, **wanted), TWO_OF_4, workdir)
+    trainer._pace.steps = 4
     run_steps, flips = trainer._run_steps, [4]
 
     def run(data, count):
