@@ -119,6 +119,7 @@ def test_a_shipped_config_takes_two_steps(name, tmp_path, capsys):
     workdir = tmp_path / "run"
     # A file may give the same number of steps to a schedule; a macro is bound once for all.
     arguments += ["--gin_param=STEPS=2"] * ("STEPS" in bound)
+    arguments += ["--gin_param=Decoding.length=8"] * ("Decoding.length" in bound)
     arguments += _data(bound, tmp_path / "data")
     code = main(["train", name, f"--workdir={workdir}", "--strategy=one_device", *arguments])
     assert code == 0, capsys.readouterr().err

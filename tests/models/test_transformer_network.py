@@ -393,8 +393,7 @@ def test_wrong_arguments(changes, message):
         build(**changes)
 
 
-@each_kind
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(("kind", "jit"), [("gpt2", True), ("llama", False)])
 def test_beyond_the_context_texts_go_on_from_its_later_half(kind, jit):
     """Of windows of 7, whatever the context: after 7 tokens the last 3 are read again."""
     model = spread(build(spec=windows(7), length=16, prompt=(4, 1, 3), **KINDS[kind]))
