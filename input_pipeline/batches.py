@@ -361,6 +361,9 @@ def _pipeline(indices: tf.data.Dataset, read: Callable, worker: Slice) -> tf.dat
     options.deterministic = True
     # Ids are sharded here, by replica; sharding by file starves workers (TRAPS 20).
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    # As many are read at once as there are cores, without it too. Its thread sleeps for ever longer, and so long an iterator
+    # may wait for it when it is destroyed, as at the end of a training.
+    options.autotune.enabled = False
     # Nothing in it needs autograph, which takes a second to rewrite it at each start.
     read = tf.autograph.experimental.do_not_convert(read)
     dataset = indices.map(read, num_parallel_calls=tf.data.AUTOTUNE)

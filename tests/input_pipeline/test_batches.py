@@ -174,13 +174,14 @@ def test_validation_noise_depends_on_the_id_alone():
     np.testing.assert_array_equal(passes[0], passes[2])
 
 
-def test_the_datasets_are_in_order_and_not_sharded_by_file():
+def test_the_datasets_are_in_order_not_sharded_by_file_and_end_at_once():
     for dataset in [
         make().training(Slice()),
         make(validation=Pixels()).evaluation(Slice(), batch=4),
     ]:
         options = dataset.options()
         assert options.deterministic
+        assert options.autotune.enabled is False
         policy = options.experimental_distribute.auto_shard_policy
         assert policy == tf.data.experimental.AutoShardPolicy.OFF
 
