@@ -24,7 +24,7 @@ class Examples:
     [
         (
             {"precision": "float8"},
-            'precision is "float8": choose one of float32, float64, bfloat16, float16',
+            'precision is "float8": choose one of float32, tf32, float64, bfloat16, float16',
         ),
         ({"best_direction": "up"}, 'best_direction is "up": choose min or max'),
         ({"global_batch": 0}, "global_batch is 0: it must be at least 1"),
