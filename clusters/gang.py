@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO
 
 from trainer.exits import PreemptedExit
+from trainer.output import say
+from trainer.preemption import SIGNALS, stop_signal
 
 PR_SET_PDEATHSIG = 1
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+PASSED_ON = (*SIGNALS, signal.SIGINT)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,12 +161,8 @@ class _Attempt:
             self.asked = True
             self._signal(number)
 
-        before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
-        try:
+        with stop_signal(pass_on, PASSED_ON):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def free_ports(count: int) -> list[int]:
@@ -180,18 +178,6 @@ def _prefix(worker: int, source: IO[bytes], destination: IO[str]) -> None:
     for line in source:
         text = line.decode(errors="replace").rstrip("\n")
         say(f"[{worker}] {text}", destination)
-
-
-def say(text: str, destination: IO[str]) -> None:
-    """Writes a line. Where it cannot, all goes on: no worker waits for it, and the end has the code that it has."""
-    try:
-        # One call for a line, so that lines of several workers do not mix.
-        destination.write(f"{text}\n")
-        destination.flush()
-    except BrokenPipeError:  # Nobody reads it any more, nor what is left of it at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), destination.fileno())
-    except OSError:
-        pass
 
 
 def _end_with_parent(parent: int) -> Callable[[], None] | None:

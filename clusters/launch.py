@@ -7,10 +7,11 @@ import re
 import sys
 from collections.abc import Sequence
 
-from clusters.gang import Gang, command, say
+from clusters.gang import Gang, command
 from clusters.job import hosts_of
 from trainer import flags
 from trainer.exits import UsageError
+from trainer.output import say
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -65,8 +65,8 @@ class LanguageModel:
 
     def build(self, noise: Noise) -> None:
         self.network = self.network_factory(self.vocabulary, noise=noise("network"), name="network")
-        self.context = self.network.context
-        self._check_context()
+        self.context = self._context()
+        self._decoding(None)  # So that a prompt that does not fit shows before anything is trained.
         if self.gates and not hasattr(self.network, "charts"):
             raise ValueError(
                 f"gates is {self.gates}, and {type(self.network).__name__} has no gates to show: set it to 0"
@@ -183,9 +183,9 @@ class LanguageModel:
 
     def _reader(self, decoding: Decoding) -> Reader:
         """The network, of whose context the text may be longer."""
-        tokens = len(decoding.prompt) + decoding.length
-        fits = self.context is None or tokens <= self.context
-        return self.network if fits else SlidingContext(self.network, self.context)
+        if self.context is None or len(decoding.prompt) + decoding.length <= self.context:
+            return self.network
+        return SlidingContext(self.network, self.context)
 
     def _predict(
         self, batch: Batch, noise: Noise, training: bool
@@ -204,17 +204,22 @@ class LanguageModel:
         carried = {name: state[name] for name in self.carry if name in batch}
         return nats * there, tf.cast(right, noise.dtype) * there, there, carried
 
-    def _check_context(self) -> None:
-        """Raises ValueError if windows are longer than the network's context, or the prompt is, before anything is trained."""
-        if self.context is not None and self.window > self.context:
+    def _context(self) -> int | None:
+        """Tokens of the longest text that samples are drawn from at once, None if there is no longest.
+
+        Raises:
+          ValueError: if windows are longer than the network's context.
+        """
+        context = self.network.context
+        if context is None:
+            return None
+        if self.window > context:
             raise ValueError(
-                f"the network's context is {self.context}, and windows have {self.window} tokens: "
+                f"the network's context is {context}, and windows have {self.window} tokens: "
                 "give a larger context or a smaller window"
             )
-        if self.context is not None and not self.network.pretrained:
-            # At the places beyond it has learnt nothing.
-            self.context = self.window
-        self._decoding(None)
+        # At places beyond the windows one whose training began with nothing has learnt nothing.
+        return context if self.network.pretrained else self.window
 
     def _state(self, batch: Batch) -> dict[str, tf.Tensor] | None:
         """Of the network before a window, if it is carried: zero where a stream begins."""

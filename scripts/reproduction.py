@@ -6,7 +6,6 @@ What it did before in its folder it does not do again, and a training that was i
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import pathlib
@@ -14,11 +13,13 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import rich.console
 import rich.table
+
+from trainer.preemption import stop_signal
 
 CLASSIFIER = "classifier/mnist"
 ONE_THREAD = "--intra_op_threads=1"
@@ -154,22 +155,13 @@ def lockstep(mode: str, *arguments: str, workdir: pathlib.Path) -> Any:
     )
     # A terminal sends Ctrl-C to both; what is sent to this process alone is passed on. The child saves, and says so.
     with (
-        handled(signal.SIGTERM, lambda number, _: process.send_signal(number)),
-        handled(signal.SIGINT, lambda *_: None),
+        stop_signal(lambda number, _: process.send_signal(number)),
+        stop_signal(lambda *_: None, [signal.SIGINT]),
     ):
         said, _ = process.communicate()
     if process.returncode:
         sys.exit(process.returncode if process.returncode > 0 else 128 - process.returncode)
     return None if mode == "train" else json.loads(said.splitlines()[-1])
-
-
-@contextlib.contextmanager
-def handled(number: signal.Signals, handler: Callable[[int, Any], None]) -> Iterator[None]:
-    before = signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
 
 
 def print_table(name: str, row: Row, found: Mapping[str, Mapping[str, float]]) -> None:

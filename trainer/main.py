@@ -28,6 +28,7 @@ from trainer.exits import (
     one_line,
 )
 from trainer.hardware import Hardware, workers
+from trainer.output import discard, say
 from trainer.preemption import Asked, ignore_stop_signals, stop_signal
 
 if TYPE_CHECKING:
@@ -43,20 +44,11 @@ def run() -> None:
     for name, number in (("stdout", 1), ("stderr", 2)):
         # It is closed: else a file would get its number, and what C prints.
         if getattr(sys, name) is None:
-            _discard(number)
+            discard(number)
             setattr(sys, name, os.fdopen(number, "w"))
     # Question marks for what its encoding has not.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     backend.end(main(sys.argv[1:]))
-
-
-def _discard(number: int) -> None:
-    """What is written to a file descriptor from now on."""
-    sink = os.open(os.devnull, os.O_WRONLY)
-    if sink != number:
-        os.dup2(sink, number)
-        os.close(sink)
-    os.set_inheritable(number, True)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -77,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         return error.code
     except BrokenPipeError:
         # What reads our output wants no more of it, as head does; nothing must be written at exit either.
-        _discard(sys.stdout.fileno())
+        discard(sys.stdout.fileno())
     except KeyboardInterrupt:
         _say(f"lockstep: interrupted; {_again(line)}")
         return INTERRUPTED
@@ -131,9 +123,8 @@ def _memory_problem(error: Exception) -> UserError | None:
 
 
 def _say(text: str) -> None:
-    """To stderr: stdout is for results alone. Where nobody reads it any more, what is done and how it ends stay the same."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr)
+    """To stderr: stdout is for results alone."""
+    say(text, sys.stderr)
 
 
 def _file_problem(error: OSError, line: flags.CommandLine | None) -> UserError:

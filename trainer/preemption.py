@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
@@ -21,15 +21,17 @@ class Asked:
 
 
 @contextlib.contextmanager
-def stop_signal(handle: Callable[..., None]) -> Iterator[None]:
-    """Within this context `handle(signal, frame)` is called on one of `SIGNALS`; only the main thread can take signals.
+def stop_signal(
+    handle: Callable[..., None], signals: Sequence[signal.Signals] = SIGNALS
+) -> Iterator[None]:
+    """Within this context `handle(signal, frame)` is called on one of the signals; only the main thread can take them.
 
     A handler that saves would hang (TRAPS 13): set a flag, or raise where there is nothing to save.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    before = {number: signal.signal(number, handle) for number in signals}
     try:
         yield
     finally:

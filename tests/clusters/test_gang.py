@@ -159,7 +159,8 @@ def test_a_gang_goes_on_where_nobody_reads_what_it_says(tmp_path):
     talk = "for i in range(20000): print('a line of some length', i, flush=True)"
     program = f"""
 import sys
-from clusters.gang import Gang, say
+from clusters.gang import Gang
+from trainer.output import say
 note = lambda text: say(text, sys.stderr)
 gang = Gang(command=(sys.executable, "-c", {talk!r}), workers=2, least=2, note=note)
 sys.exit(gang.run())
