@@ -11,7 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,9 +25,18 @@ import tensorflow as tf
 from trainer import backend, catalogue, config, config_files, flags, main
 from trainer.exits import ConfigError, Diverged, PreemptedExit, UsageError
 from trainer.hardware import Hardware
-from trainer.preemption import Asked
+from trainer.preemption import SIGNALS, Asked
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """A run that was preempted ignores them from then on, and what later tests start would too."""
+    before = [(number, signal.getsignal(number)) for number in SIGNALS]
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------------- before TensorFlow
