@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 from trainer import backend, config
 
 OPTIMIZERS = "Adadelta Adafactor Adagrad Adam Adamax AdamW Ftrl Lamb Lion RMSprop SGD".split()
@@ -11,6 +15,8 @@ SCHEDULES = (
 ).split()
 
 NAMELESS = {"name": "names decide nothing, remove it"}
+LISTS = ("boundaries", "values")
+"""Parameters of Keras' schedules that are lists of numbers."""
 
 
 def registry() -> config.Registry:
@@ -111,7 +117,21 @@ def registry() -> config.Registry:
     for part in (StandardNormal, StochasticLayer, Bernoulli, Gaussian, LogisticMixture):
         names.register(part, given={"units", "shape", "noise", "name"})
     for rule in OPTIMIZERS:
-        names.register(getattr(keras.optimizers, rule), elsewhere=of_optimizers)
+        target = getattr(keras.optimizers, rule)
+        names.register(target, elsewhere=of_optimizers, hints=_hints(target))
     for schedule in SCHEDULES:
-        names.register(getattr(keras.optimizers.schedules, schedule), elsewhere=NAMELESS)
+        target = getattr(keras.optimizers.schedules, schedule)
+        names.register(target, elsewhere=NAMELESS, hints=_hints(target))
     return names
+
+
+def _hints(target: Callable[..., Any]) -> Mapping[str, Any]:
+    """Types of the parameters of Keras' rules and schedules, which do not say them: switches, lists of numbers, and numbers."""
+
+    def of(parameter: inspect.Parameter) -> Any:
+        if isinstance(parameter.default, bool):
+            return bool
+        number = float | None if parameter.default is None else float
+        return Sequence[float] if parameter.name in LISTS else number
+
+    return {p.name: of(p) for p in inspect.signature(target).parameters.values()}

@@ -63,6 +63,7 @@ class Registry:
         given: Collection[str] = (),
         elsewhere: Mapping[str, str] | None = None,
         imported: bool = False,
+        hints: Mapping[str, Any] | None = None,
     ) -> None:
         """Lets configurations name a class or function.
 
@@ -72,6 +73,7 @@ class Registry:
           given: parameters that the caller gives, which cannot be bound.
           elsewhere: parameters without effect here -> what to do instead.
           imported: whether it is the user's own, of whose parameters the caller may give those that have no default.
+          hints: types of its parameters; those that it says itself if None.
         """
         name = name or target.__name__
         if name in self._named:
@@ -79,7 +81,7 @@ class Registry:
                 raise ValueError(f"{name} is registered already, for something else")
             return
         self._named[name] = Configurable(
-            name, target, frozenset(given), dict(elsewhere or {}), imported
+            name, target, frozenset(given), dict(elsewhere or {}), imported, hints
         )
         gin.external_configurable(target, name=name, module=self._module)
 

@@ -28,6 +28,7 @@ class Configurable:
       given: parameters that the caller gives, which cannot be bound.
       elsewhere: parameters without effect here -> what to do instead.
       imported: of a user's module; those of its parameters that have no default may be given by the caller.
+      told: types of the parameters, of a target that does not say them; None of any other.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Configurable:
     given: frozenset[str]
     elsewhere: Mapping[str, str]
     imported: bool = False
+    told: Mapping[str, Any] | None = None
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -69,6 +71,8 @@ class Configurable:
     @functools.cached_property
     def hints(self) -> Mapping[str, Any]:
         """Types of the parameters, as far as they are said."""
+        if self.told is not None:
+            return self.told
         is_class = inspect.isclass(self.target)
         try:
             return typing.get_type_hints(self.target.__init__ if is_class else self.target)

@@ -1060,6 +1060,19 @@ def test_a_run_may_begin_to_skip_what_would_end_it() -> None:
             "Optimizer.learning_rate=@CosineDecay",
             "Optimizer.learning_rate is @CosineDecay: it must be float or a function (@Name); write @CosineDecay()",
         ),
+        (
+            "CosineDecay.decay_steps='100'",
+            "CosineDecay.decay_steps is '100': it must be float",
+        ),
+        (
+            "CosineDecay.warmup_target=[1.0]",
+            "CosineDecay.warmup_target is [1.0]: it must be float or None",
+        ),
+        ("Adam.amsgrad=1", "Adam.amsgrad is 1: it must be bool"),
+        (
+            "PiecewiseConstantDecay.values=1.0",
+            "PiecewiseConstantDecay.values is 1.0: it must be [float, …]; write [1.0]",
+        ),
         ("GAN.element_spec=1", "GAN.element_spec is given by its caller: remove the binding"),
         ("Optimizer.rule=@Nadam", "@Nadam is not known; did you mean Adam?"),
         ("VAE.latent=2", "VAE.latent is never used: nothing in this configuration refers to @VAE"),
