@@ -447,6 +447,7 @@ def damage_packed(folder):
         ("verify packed", damage_packed, 65, "is not of the format 'lockstep images'"),
     ],
 )
+@pytest.mark.usefixtures("short_delays")
 def test_what_cannot_be_done_is_said_in_one_line(
     arguments, prepare, code, message, sources, conversion, monkeypatch, capsys
 ):

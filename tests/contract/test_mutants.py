@@ -23,7 +23,7 @@ from trainer.trainer import Trainer
 from trainer.update import Update
 
 TWO = Hardware(replicas=2)
-STEPS = {"steps": 12, "evaluate_every": 6}
+STEPS = {"steps": 4, "evaluate_every": 2}
 
 
 def check_layouts(family, folder):

@@ -15,7 +15,6 @@ from tests.models.objective_checks import (
     WAYS,
     build,
     check_builds_alike_twice,
-    check_lowers_to_xla,
     check_phase,
     check_rows_are_their_own,
     run_phase,
@@ -41,11 +40,9 @@ def test_the_phase(policy, jit):
     check_phase(objective, objective.phases[0], batch(dtype), policy, jit)
 
 
-def test_rows_lowering_and_weights():
+def test_rows_and_weights():
     objective = build(small, "float64")
     check_rows_are_their_own(objective, objective.phases[0], batch(tf.float64))
-    objective = build(small)
-    check_lowers_to_xla(objective, objective.phases[0], batch())
     check_builds_alike_twice(small)
 
 

@@ -60,13 +60,11 @@ def spread(model, scale=3.0):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize(("policy", "jit"), checks.WAYS)
-def test_gradients_are_finite_dense_and_connected(policy, jit, tied):
+@pytest.mark.parametrize("policy", checks.NOISE_DTYPE)
+def test_gradients_are_finite_dense_and_connected(policy, tied):
     model = build(policy, dropout=0.3, recurrent_dropout=0.2, tied=tied)
     (phase,) = model.phases
-    assert checks.check_phase(model, phase, batch(), policy, jit) == set()
-    if jit:
-        return
+    assert checks.check_phase(model, phase, batch(), policy) == set()
     gradients = checks.run_phase(model, phase, batch(), checks.NOISE_DTYPE[policy])[2]
     assert all(isinstance(gradient, tf.Tensor) for gradient in gradients)
 
@@ -84,7 +82,6 @@ def test_xla_changes_rounding_only():
 def test_the_contract_of_an_objective():
     model = build(dropout=0.3)
     checks.check_rows_are_their_own(model, model.phases[0], batch())
-    checks.check_lowers_to_xla(model, model.phases[0], batch())
     checks.check_builds_alike_twice(make)
 
 

@@ -276,13 +276,11 @@ def test_the_cache_is_of_the_compute_dtype():
 
 
 @each_kind
-@pytest.mark.parametrize(("policy", "jit"), checks.WAYS)
-def test_gradients_are_finite_dense_and_connected(policy, jit, kind):
+@pytest.mark.parametrize("policy", checks.NOISE_DTYPE)
+def test_gradients_are_finite_dense_and_connected(policy, kind):
     model = build(policy, dropout=0.3, layers=1, **KINDS[kind])
     (phase,) = model.phases
-    assert checks.check_phase(model, phase, batch(), policy, jit) == set()
-    if jit:
-        return
+    assert checks.check_phase(model, phase, batch(), policy) == set()
     gradients = checks.run_phase(model, phase, batch(), checks.NOISE_DTYPE[policy])[2]
     assert all(isinstance(gradient, tf.Tensor) for gradient in gradients)
 
@@ -327,7 +325,6 @@ def test_xla_changes_rounding_only(kind):
 def test_the_contract_of_an_objective(kind):
     model = spread(build(dropout=0.3, **KINDS[kind]))
     checks.check_rows_are_their_own(model, model.phases[0], batch())
-    checks.check_lowers_to_xla(model, model.phases[0], batch())
     checks.check_builds_alike_twice(functools.partial(make, **KINDS[kind]))
 
 
