@@ -53,8 +53,8 @@ class Experiment:
       global_batch: examples an update, over all replicas and microbatches.
       steps: of training, in all.
       seed: of everything random: order, transforms, initial weights, noise; from 0 to 2**32 - 1.
-      precision: "float32", "tf32" (float32 with TensorFloat-32 products where a GPU has them), "bfloat16" or "float16"
-        (weights and losses in float32), "float64" for proofs.
+      precision: "float32", "tf32" (float32 with the fast products that hardware has: TensorFloat-32 on GPUs, bfloat16 on
+        TPUs), "bfloat16" or "float16" (weights and losses in float32), "float64" for proofs.
       evaluate_every: steps between evaluations on `validation`, and one at the end; 0 for none.
       best_metric: name of the evaluation metric by which the best checkpoint is kept, or None.
       best_direction: "min" or "max".

@@ -18,17 +18,18 @@ class Precision:
       policy: Keras dtype policy of the networks.
       loss_dtype: of noise, losses, metrics and reductions.
       scaled: whether the loss is scaled, since small gradients would vanish in the format of the layers.
-      tensor_float: whether GPUs that can may multiply float32 matrices with 10 bits of the fraction in place of 23.
+      fast: whether hardware that can may multiply float32 matrices with fewer bits of the fraction than 23: GPUs with 10
+        (TensorFloat-32), TPUs with 7 (bfloat16).
     """
 
     policy: str
     loss_dtype: tf.DType
     scaled: bool = False
-    tensor_float: bool = False
+    fast: bool = False
 
     def set_products(self) -> None:
-        """Of this process from now on: TensorFlow would take TensorFloat-32 for float32, as the GPU allows."""
-        tf.config.experimental.enable_tensor_float_32_execution(self.tensor_float)
+        """Of this process from now on: TensorFlow's own choice is as the hardware allows, and XLA's, which is lowered so too."""
+        tf.config.experimental.enable_tensor_float_32_execution(self.fast)
 
     @contextlib.contextmanager
     def building(self) -> Iterator[None]:
@@ -43,7 +44,7 @@ class Precision:
 
 PRECISIONS = {
     "float32": Precision("float32", tf.float32),
-    "tf32": Precision("float32", tf.float32, tensor_float=True),
+    "tf32": Precision("float32", tf.float32, fast=True),
     "float64": Precision("float64", tf.float64),
     "bfloat16": Precision("mixed_bfloat16", tf.float32),
     "float16": Precision("mixed_float16", tf.float32, scaled=True),

@@ -46,3 +46,6 @@ def test_the_whole_step_is_one_program_that_does_what_the_trainer_does(make):
 
     program = step.experimental_get_compiler_ir(batch)(stage="stablehlo")
     assert "custom_call" not in program, "a call that leaves the program"
+    # A TPU would multiply float32 as bfloat16.
+    assert "precision HIGHEST" in program or "precision = [HIGHEST" in program
+    assert "DEFAULT" not in program
