@@ -12,7 +12,7 @@ NOISE_DTYPE = {"float32": tf.float32, "float64": tf.float64, "mixed_bfloat16": t
 WAYS = [("float32", True), ("float64", False), ("mixed_bfloat16", False)]
 """Each Keras policy once, and with XLA or without: a policy that is wrong shows when a loss is traced, which both begin with.
 
-What `tests/contract/test_lowering.py` compiles, XLA compiles nowhere else."""
+For what `tests/contract/test_lowering.py` does not compile, in float64."""
 
 
 @contextlib.contextmanager
@@ -59,10 +59,14 @@ def phase_function(objective, phase, dtype=tf.float32, jit=False):
     return run
 
 
-def run_phase(objective, phase, batch, dtype=tf.float32, jit=False, step=3, first=0):
+def phase_runner(objective, phase, dtype=tf.float32, jit=False):
+    """`phase_function` for a few calls: without XLA they are eager, since tracing takes several times as long."""
     run = phase_function(objective, phase, dtype, jit)
-    # Once and without XLA: tracing takes several times as long.
-    run = run if jit else run.python_function
+    return run if jit else run.python_function
+
+
+def run_phase(objective, phase, batch, dtype=tf.float32, jit=False, step=3, first=0):
+    run = phase_runner(objective, phase, dtype, jit)
     return run(batch, tf.constant(step, tf.int64), tf.constant(first, tf.int64))
 
 

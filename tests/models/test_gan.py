@@ -32,6 +32,7 @@ from tests.models.objective_checks import (
     check_phase,
     check_rows_are_their_own,
     phase_function,
+    phase_runner,
     run_phase,
     variables,
 )
@@ -305,8 +306,7 @@ def test_a_lazy_penalty_is_taken_at_every_third_step_three_times(jit):
 
     def discriminator(**arguments):
         gan = build(lambda: linear("hinge", **arguments), "float64")
-        run = phase_function(gan, gan.phases[0], tf.float64, jit)
-        return run if jit else run.python_function
+        return phase_runner(gan, gan.phases[0], tf.float64, jit)
 
     lazy = discriminator(penalty="r1", penalty_weight=2.0, penalty_every=3)
     plain, penalised = discriminator(), discriminator(penalty="r1", penalty_weight=6.0)

@@ -92,10 +92,11 @@ def test_every_sample_of_an_example_has_its_label():
     np.testing.assert_array_equal(one.numpy() != other.numpy(), [False] * 5 + [True])
 
 
+@pytest.mark.parametrize("jit", [False, True], ids=["plain", "xla"])
 @pytest.mark.parametrize("make", [mlp, convolutional])
-def test_gradients_are_finite(make):
+def test_gradients_are_finite(make, jit):
     vae = build(make, "mixed_bfloat16")
-    assert check_phase(vae, vae.phases[0], batch(tf.float32), "mixed_bfloat16") == set()
+    assert check_phase(vae, vae.phases[0], batch(tf.float32), "mixed_bfloat16", jit) == set()
 
 
 def test_rows_depend_on_their_own_example():

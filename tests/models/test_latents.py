@@ -218,14 +218,15 @@ def test_draws_against_numpy():
     np.testing.assert_allclose(found, expected.reshape(7, 4, 4, 1), rtol=1e-11)
 
 
+@pytest.mark.parametrize("jit", [False, True], ids=["plain", "xla"])
 @pytest.mark.parametrize(
     "bound",
     [ELBO(free_bits=0.1, free_bits_examples=2), IWAE(samples=3, doubly_reparameterised=True)],
     ids=["elbo", "dreg"],
 )
-def test_gradients_are_finite(bound):
+def test_gradients_are_finite(bound, jit):
     vae = build(lambda: two_layers(bound=bound), "mixed_bfloat16")
-    assert check_phase(vae, vae.phases[0], images(tf.float32), "mixed_bfloat16") == set()
+    assert check_phase(vae, vae.phases[0], images(tf.float32), "mixed_bfloat16", jit) == set()
 
 
 def test_rows_depend_on_their_own_example_and_group():

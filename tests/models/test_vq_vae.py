@@ -127,10 +127,11 @@ def test_a_sample_depends_on_its_own_noise():
     np.testing.assert_allclose(half, whole[3:], rtol=1e-12)
 
 
+@pytest.mark.parametrize("jit", [False, True], ids=["plain", "xla"])
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_gradients_are_finite(policy):
+def test_gradients_are_finite(policy, jit):
     vae = build(lambda: small(likelihood=Gaussian), policy)
-    assert check_phase(vae, vae.phases[0], images(tf.float32), policy) == AVERAGES
+    assert check_phase(vae, vae.phases[0], images(tf.float32), policy, jit) == AVERAGES
 
 
 def test_rows_depend_on_their_own_example():
