@@ -129,9 +129,10 @@ def _hints(target: Callable[..., Any]) -> Mapping[str, Any]:
     """Types of the parameters of Keras' rules and schedules, which do not say them: switches, lists of numbers, and numbers."""
 
     def of(parameter: inspect.Parameter) -> Any:
+        if parameter.name in LISTS:
+            return Sequence[float]
         if isinstance(parameter.default, bool):
             return bool
-        number = float | None if parameter.default is None else float
-        return Sequence[float] if parameter.name in LISTS else number
+        return float | None if parameter.default is None else float
 
     return {p.name: of(p) for p in inspect.signature(target).parameters.values()}

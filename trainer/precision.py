@@ -28,7 +28,7 @@ class Precision:
     fast: bool = False
 
     def set_products(self) -> None:
-        """Of this process from now on: TensorFlow's own choice is as the hardware allows, and XLA's, which is lowered so too."""
+        """Of this process from now on, also in what XLA compiles: TensorFlow's own choice is the fastest that the hardware has."""
         tf.config.experimental.enable_tensor_float_32_execution(self.fast)
 
     @contextlib.contextmanager
