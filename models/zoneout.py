@@ -55,11 +55,10 @@ class Zoneout:
         batch, time = x.shape[0] or tf.shape(x)[0], x.shape[1]
         h, c = layer.zero_state(batch) if state is None else state
         x = tf.cast(x, layer.compute_dtype)
-        kernel, recurrent_kernel, bias = (
-            tf.cast(weight, x.dtype)
-            for weight in (layer.kernel, layer.recurrent_kernel, layer.bias)
+        kernel, recurrent_kernel = (
+            tf.cast(weight, x.dtype) for weight in (layer.kernel, layer.recurrent_kernel)
         )
-        rows = tf.cast(tf.matmul(tf.reshape(x, [-1, x.shape[2]]), kernel) + bias, h.dtype)
+        rows = tf.cast(tf.matmul(tf.reshape(x, [-1, x.shape[2]]), kernel), h.dtype) + layer.bias
         gates = tf.transpose(tf.reshape(rows, [batch, time, 4 * layer.units]), [1, 0, 2])
         kept = [self._kept(name, layer, time, noise, training, h.dtype) for name in "hc"]
 

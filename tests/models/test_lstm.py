@@ -111,22 +111,56 @@ def test_a_recurrent_mask_against_numpy(jit):
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("jit", [False, True])
-def test_large_loops_are_compiled_and_the_same(jit, monkeypatch):
-    """Unless they are a part of a program that is compiled."""
-    layer, mask = make(), tf.constant(2.0 * RNG.integers(0, 2, [BATCH, UNITS]))
-    expected = run(layer, X, (H, C), mask=mask)
+def counted(monkeypatch, *names):
+    """The names of `lstm` that are called, in order; layers are large enough for them."""
     called = []
-    for name in ["_compiled_forward", "_compiled_backward"]:
+    for name in names:
         compiled = getattr(lstm, name)
         monkeypatch.setattr(
             lstm, name, lambda *a, f=compiled, name=name: (called.append(name), f(*a))[1]
         )
     monkeypatch.setattr(lstm, "LARGE", 1)
+    return called
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_large_loops_are_compiled_and_the_same(jit, monkeypatch):
+    """Unless they are a part of a program that is compiled."""
+    layer, mask = make(), tf.constant(2.0 * RNG.integers(0, 2, [BATCH, UNITS]))
+    expected = run(layer, X, (H, C), mask=mask)
+    loops = ["_compiled_forward", "_compiled_backward"]
+    called = counted(monkeypatch, *loops)
     found = run(layer, X, (H, C), jit, mask=mask)
-    assert called == ([] if jit else ["_compiled_forward", "_compiled_backward"])
+    assert called == ([] if jit else loops)
     for one, other in zip(tf.nest.flatten(found), tf.nest.flatten(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_of_large_loops_in_low_precision_cells_are_compiled(monkeypatch):
+    """One program for all times, and the products outside of it."""
+    layer, state = make("mixed_bfloat16"), (H.astype(np.float32), C.astype(np.float32))
+    mask = tf.constant(2.0 * RNG.integers(0, 2, [BATCH, UNITS]), tf.float32)
+    expected = run(layer, X, state, mask=mask)
+    cells = ["_compiled_cell", "_compiled_cell_gradient"]
+    compiled = [getattr(lstm, name) for name in cells]
+    called = counted(monkeypatch, *cells)
+    found = run(layer, X, state, mask=mask)
+    assert called == cells  # Traced once each, in a loop.
+    for one, other in zip(tf.nest.flatten(found), tf.nest.flatten(expected), strict=True):
+        one, other = tf.cast(one, tf.float64), tf.cast(other, tf.float64)
+        scale = np.max(np.abs(other))
+        np.testing.assert_allclose(one, other, rtol=0.02, atol=0.02 * scale)
+    time, low, high = tf.constant(1), tf.bfloat16, tf.float32
+    values, sequence = tf.zeros([BATCH, UNITS]), tf.zeros([TIME, BATCH, UNITS], low)
+    gates, bias = tf.zeros([BATCH, 4 * UNITS], low), tf.zeros([4 * UNITS], high)
+    arguments = [
+        (time, gates, values, bias, *[sequence] * 4),
+        (time, tf.cast(values, low), values, sequence, *[values] * 6),
+    ]
+    for cell, given in zip(compiled, arguments, strict=True):
+        program = cell.experimental_get_compiler_ir(*given)(stage="hlo")
+        assert "s32[] parameter(" in program  # The time, which is not a constant of it.
+        assert " dot(" not in program
 
 
 def test_one_step_by_hand():
