@@ -88,7 +88,7 @@ class LSTMNetwork(keras.layers.Layer):
                 f"dropout is {list(rates)}: give one rate, or {places}, of the inputs of {len(widths)} layers and of the logits"
             )
         self.dropouts = [Dropout(rate, f"dropout_{i}", variational) for i, rate in enumerate(rates)]
-        # Of h, which is not in a low precision.
+        # Its masks are not in a low precision.
         self.recurrent_dropout = Dropout(recurrent_dropout, "recurrent_dropout", autocast=False)
         self.zoneout = Zoneout(zoneout_h, zoneout_c)
         self.build()

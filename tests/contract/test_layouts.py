@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from models import lstm
+from models import lstm_recurrence
 from tests.contract.families import (
     FAMILIES,
     OTHERS,
@@ -119,20 +119,29 @@ def test_classes_spectral_norm_and_a_lazy_penalty_are_the_same(tmp_path):
         assert abs(one.weights[name] - one.initial[name]).max() > 0.01, name
 
 
-def test_loops_that_xla_compiles_within_a_step_are_the_same(one_device, tmp_path, monkeypatch):
-    """As those of an LSTM of usual size on CPU."""
-    expected, compiled = one_device("lstm", "float64", 50), []
-    forward = lstm._compiled_forward
+@pytest.mark.parametrize(
+    "precision, steps, compiled, losses, weights",
+    [
+        ("float64", 50, "_compiled_forward", 1e-9, 1e-8),
+        ("bfloat16", 5, "_compiled_cell", 0.02, 0.02),
+    ],
+)
+def test_loops_that_xla_compiles_within_a_step_are_the_same(
+    precision, steps, compiled, losses, weights, one_device, tmp_path, monkeypatch
+):
+    """As those of an LSTM of usual size on CPU, or in bfloat16 their cells."""
+    expected, called = one_device("lstm", precision, steps), []
+    function = getattr(lstm_recurrence, compiled)
 
     def counted(*arguments):
-        compiled.append(True)
-        return forward(*arguments)
+        called.append(True)
+        return function(*arguments)
 
-    monkeypatch.setattr(lstm, "LARGE", 1)
-    monkeypatch.setattr(lstm, "_compiled_forward", counted)
-    run = train(FAMILIES["lstm"](), LAYOUTS[BOTH], tmp_path)
-    assert compiled
-    assert_close(run, expected, losses=1e-9, weights=1e-8)
+    monkeypatch.setattr(lstm_recurrence, "LARGE", 1)
+    monkeypatch.setattr(lstm_recurrence, compiled, counted)
+    run = train(FAMILIES["lstm"](precision=precision, steps=steps), LAYOUTS[BOTH], tmp_path)
+    assert called
+    assert_close(run, expected, losses=losses, weights=weights)
 
 
 @pytest.mark.parametrize("make", [iwae, two_layers])

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from input_pipeline.noise import Noise
-from models import lstm
+from models import lstm_recurrence
 from models.lstm import LSTM
 
 BATCH, TIME, INPUTS, UNITS = 2, 4, 3, 5
@@ -112,55 +112,55 @@ def test_a_recurrent_mask_against_numpy(jit):
 
 
 def counted(monkeypatch, *names):
-    """The names of `lstm` that are called, in order; layers are large enough for them."""
+    """The names of `lstm_recurrence` that are called, in order; layers are large enough for them."""
     called = []
     for name in names:
-        compiled = getattr(lstm, name)
+        compiled = getattr(lstm_recurrence, name)
         monkeypatch.setattr(
-            lstm, name, lambda *a, f=compiled, name=name: (called.append(name), f(*a))[1]
+            lstm_recurrence,
+            name,
+            lambda *a, f=compiled, name=name: (called.append(name), f(*a))[1],
         )
-    monkeypatch.setattr(lstm, "LARGE", 1)
+    monkeypatch.setattr(lstm_recurrence, "LARGE", 1)
     return called
 
 
 @pytest.mark.parametrize("jit", [False, True])
-def test_large_loops_are_compiled_and_the_same(jit, monkeypatch):
-    """Unless they are a part of a program that is compiled."""
-    layer, mask = make(), tf.constant(2.0 * RNG.integers(0, 2, [BATCH, UNITS]))
-    expected = run(layer, X, (H, C), mask=mask)
-    loops = ["_compiled_forward", "_compiled_backward"]
-    called = counted(monkeypatch, *loops)
-    found = run(layer, X, (H, C), jit, mask=mask)
-    assert called == ([] if jit else loops)
-    for one, other in zip(tf.nest.flatten(found), tf.nest.flatten(expected), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
-
-
-def test_of_large_loops_in_low_precision_cells_are_compiled(monkeypatch):
-    """One program for all times, and the products outside of it."""
-    layer, state = make("mixed_bfloat16"), (H.astype(np.float32), C.astype(np.float32))
-    mask = tf.constant(2.0 * RNG.integers(0, 2, [BATCH, UNITS]), tf.float32)
+@pytest.mark.parametrize(
+    "policy, tolerance, compiled",
+    [
+        ("float64", 1e-12, ["_compiled_forward", "_compiled_backward"]),
+        ("mixed_bfloat16", 0.02, ["_compiled_cell", "_compiled_cell_gradient"]),
+    ],
+)
+def test_large_loops_are_compiled_and_the_same(policy, tolerance, compiled, jit, monkeypatch):
+    """Or in bfloat16 their cells, unless they are a part of a program that is compiled; traced once, for all times."""
+    layer = make(policy)
+    dtype = layer.variable_dtype
+    state = H.astype(dtype), C.astype(dtype)
+    mask = tf.constant(2.0 * RNG.integers(0, 2, [BATCH, UNITS]), dtype)
     expected = run(layer, X, state, mask=mask)
-    cells = ["_compiled_cell", "_compiled_cell_gradient"]
-    compiled = [getattr(lstm, name) for name in cells]
-    called = counted(monkeypatch, *cells)
-    found = run(layer, X, state, mask=mask)
-    assert called == cells  # Traced once each, in a loop.
+    called = counted(monkeypatch, *compiled)
+    found = run(layer, X, state, jit, mask=mask)
+    assert called == ([] if jit else compiled)
     for one, other in zip(tf.nest.flatten(found), tf.nest.flatten(expected), strict=True):
         one, other = tf.cast(one, tf.float64), tf.cast(other, tf.float64)
         scale = np.max(np.abs(other))
-        np.testing.assert_allclose(one, other, rtol=0.02, atol=0.02 * scale)
-    time, low, high = tf.constant(1), tf.bfloat16, tf.float32
-    values, sequence = tf.zeros([BATCH, UNITS]), tf.zeros([TIME, BATCH, UNITS], low)
-    gates, bias = tf.zeros([BATCH, 4 * UNITS], low), tf.zeros([4 * UNITS], high)
-    arguments = [
-        (time, gates, values, bias, *[sequence] * 4),
-        (time, tf.cast(values, low), values, sequence, *[values] * 6),
-    ]
-    for cell, given in zip(compiled, arguments, strict=True):
-        program = cell.experimental_get_compiler_ir(*given)(stage="hlo")
-        assert "s32[] parameter(" in program  # The time, which is not a constant of it.
-        assert " dot(" not in program
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * scale)
+
+
+def test_a_cell_is_one_program_for_all_times(monkeypatch):
+    """Traced once in eager mode too, with the time as a parameter, which XLA does not want to know."""
+    layer, cell = make("mixed_bfloat16", units=7), lstm_recurrence._compiled_cell
+    monkeypatch.setattr(lstm_recurrence, "LARGE", 1)
+    before = cell.experimental_get_tracing_count()
+    layer(X)
+    assert cell.experimental_get_tracing_count() == before + 1
+    shapes = [(BATCH, 4 * 7), (BATCH, 7), (4 * 7,), *4 * [(TIME, BATCH, 7)]]
+    dtypes = [tf.bfloat16, tf.float32, tf.float32, *4 * [tf.bfloat16]]
+    given = [tf.zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    program = cell.experimental_get_compiler_ir(tf.constant(1), *given)(stage="hlo")
+    assert "s32[] parameter(" in program
 
 
 def test_one_step_by_hand():

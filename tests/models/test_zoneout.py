@@ -110,6 +110,7 @@ def test_at_rates_of_zero_it_is_the_layer():
 def test_gates_are_of_the_precision_of_the_state():
     """In low precision too, where a sum of both products would be rounded."""
     layer = make("mixed_bfloat16")
+    layer.bias.assign(RNG.normal(size=layer.bias.shape))
     _, (_, expected) = layer(tf.constant(X, tf.float32))
     _, (_, cell) = Zoneout(0.0, 0.0).run(layer, tf.constant(X, tf.float32))
     np.testing.assert_allclose(cell, expected, atol=1e-6)
