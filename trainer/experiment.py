@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "checkpoint_every",
     "sample_every",
     "samples",
+    "neighbours",
     "keep_checkpoints",
     "baseline",
 )
@@ -66,6 +67,7 @@ class Experiment:
       checkpoint_every: steps between checkpoints; there is one at the end in any case.
       sample_every: steps between samples; 0 for none but at the end.
       samples: how many samples are drawn.
+      neighbours: beside how many of them the nearest training pictures are shown, of up to 100,000 that are read each time.
       keep_checkpoints: how many of the latest are kept, beside the best.
     """
 
@@ -88,6 +90,7 @@ class Experiment:
     checkpoint_every: int = 1000
     sample_every: int = 0
     samples: int = 64
+    neighbours: int = 0
     keep_checkpoints: int = 3
 
     def __post_init__(self) -> None:
@@ -107,7 +110,7 @@ class Experiment:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("evaluate_every", "sample_every", "samples"):
+        for name in ("evaluate_every", "sample_every", "samples", "neighbours"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 0")
         if not 0 <= self.seed < 2**32:

@@ -261,12 +261,12 @@ def _compared(
     line: flags.CommandLine, trainer: Trainer, judge: Judge
 ) -> dict[str, dict[str, float]]:
     """Samples and real pictures; shows samples beside their nearest training pictures in the workdir."""
-    from trainer.judge import nearest
     from trainer.metrics import judged
+    from trainer.real_pictures import nearest
 
     with _data_problems():
         samples = trainer.sample(judge.count, _seed(line, trainer))
-        neighbours = nearest(trainer, samples[:NEIGHBOURED])
+        neighbours = nearest(trainer.batches, samples[:NEIGHBOURED])
     compared = {"samples": judge(samples, trainer.classes), "real": judge.floor}
     folder, step = Path(line.workdir or ""), int(trainer.step.number.numpy())
     try:

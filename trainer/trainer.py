@@ -111,6 +111,10 @@ class Trainer:
         self._check_evaluation()
         if experiment.samples:
             self._sampling.check()
+        if experiment.neighbours and not self.draws_pictures:
+            raise ConfigError(
+                f"Experiment.neighbours is {experiment.neighbours}, but {type(self.objective).__name__} draws no pictures: set it to 0"
+            )
         directory = (self.workdir or pathlib.Path()) / "checkpoints"
         self.ledger = Ledger(
             self.workdir / "events.jsonl" if self.workdir and self._writes else None, fence
@@ -448,6 +452,13 @@ class Trainer:
             writer.table(step, name, table)
         for name, picture in self._sampling.charts().items():
             writer.picture(step, name, picture)
+        if self.experiment.neighbours and len(samples):
+            from trainer.real_pictures import (
+                nearest,
+            )  # Of scikit-learn, which takes a second to import.
+
+            beside = nearest(self.batches, samples[: self.experiment.neighbours])
+            writer.table(step, "neighbours", beside)
         if step == self.experiment.steps:
             writer.animate()
 
@@ -494,6 +505,10 @@ class Trainer:
     def classes(self) -> int:
         """How many classes samples have in turn, sample i that of i modulo them; 0 if they have none."""
         return self._sampling.classes
+
+    @property
+    def draws_pictures(self) -> bool:
+        return "image" in self.batches.element_spec and self.objective.sample is not None
 
     def evaluate(self) -> dict[str, float]:
         """Exact means of the objective's metrics over the validation examples, on the weights as they stand."""

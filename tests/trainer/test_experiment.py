@@ -38,6 +38,7 @@ class Examples:
         ({"seed": -1}, "seed is -1: it must be from 0 to 4294967295"),
         ({"seed": 2**32}, "seed is 4294967296: it must be from 0 to 4294967295"),
         ({"samples": -1}, "samples is -1: it must be at least 0"),
+        ({"neighbours": -1}, "neighbours is -1: it must be at least 0"),
         (
             {"evaluate_every": 5},
             "evaluate_every is set but there are no validation examples: set validation",

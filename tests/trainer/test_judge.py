@@ -20,9 +20,10 @@ from input_pipeline.streamed import StreamedTFRecords
 from input_pipeline.transforms import CentreCrop, Dequantize, Normalize, Resize
 from models.sample_metrics import frechet_distance
 from tests.trainer.objectives import quiet
-from trainer import catalogue, config_files, judge
+from trainer import catalogue, config_files, judge, pictures, real_pictures
 from trainer.features import ClassifierNet, Seen
-from trainer.main import main
+from trainer.hardware import Hardware
+from trainer.main import main, restored
 from trainer.trainer import Trainer
 
 SMALL = (
@@ -59,7 +60,7 @@ def write_records(path: str, pictures: np.ndarray) -> None:
 def training_on(source: Source | Unindexed, **arguments: object) -> SimpleNamespace:
     """What of a training is looked at."""
     batches = Batches(source, global_batch=4, **arguments)
-    return SimpleNamespace(batches=batches, objective=SimpleNamespace(sample=len))
+    return SimpleNamespace(batches=batches, draws_pictures=True)
 
 
 def distinct(pictures: np.ndarray) -> set[bytes]:
@@ -102,7 +103,7 @@ def test_samples_are_shown_beside_the_nearest_training_pictures(runs):
     source = trainer.experiment.source
     trained = source.decode(source.read(tf.range(len(source), dtype=tf.int64))["image"])
     pictures = np.stack([trained[5], np.full([8, 8, 1], 255, np.uint8)])
-    table = judge.nearest(trainer, pictures, neighbours=3)
+    table = real_pictures.nearest(trainer.batches, pictures, neighbours=3)
     assert table.shape == (2, 4, 8, 8, 1)
     known = {picture.tobytes() for picture in trained}
     for row in table:
@@ -118,10 +119,30 @@ def test_samples_are_shown_beside_the_nearest_training_pictures(runs):
     assert {f"samples/{name}" for name in DISTANCES} < set(events.Tags()["scalars"])
 
 
+def test_a_training_shows_its_samples_beside_the_nearest_pictures(runs, capsys, tmp_path):
+    """At each drawing, and as an animation at the end; of a model that draws none it is refused."""
+    steps = (
+        "--gin_param=STEPS=4 --gin_param=Experiment.sample_every=2 --gin_param=Experiment.samples=5"
+    )
+    shown = "--gin_param=Experiment.neighbours=3 --strategy=one_device"
+    assert lockstep(f"train vae/digits --workdir={tmp_path}/vae {steps} {shown}") == 0
+    names = {path.name for path in (tmp_path / "vae/samples").glob("*neighbours*")}
+    drawn = {f"step-0000000{step}-neighbours.png" for step in (2, 4)}
+    assert names == {*drawn, "training-neighbours.gif"}
+    trainer, _ = restored(tmp_path / "vae", Hardware(strategy="one_device"))
+    samples = trainer.sample(5)
+    table = real_pictures.nearest(trainer.batches, samples[:3])
+    file = tmp_path / "vae/samples/step-00000004-neighbours.png"
+    assert file.read_bytes() == pictures.png(pictures.table(table))
+    capsys.readouterr()
+    assert lockstep(f"train classifier/digits --workdir={tmp_path}/no {shown}") == 78
+    assert "Experiment.neighbours is 3, but Classifier draws no pictures" in capsys.readouterr().err
+
+
 def test_pictures_of_a_stream_are_compared(runs, capsys, tmp_path, monkeypatch):
     """Whose number is not known: as many as are asked for, and neighbours among as many as are searched."""
     write_records(f"{tmp_path}/digits", DIGITS)
-    monkeypatch.setattr(judge, "SEARCHED", 1000)
+    monkeypatch.setattr(real_pictures, "SEARCHED", 1000)
     lines = [
         "Experiment.objective = @VAE",
         "Experiment.source = @StreamedTFRecords()",
@@ -206,7 +227,9 @@ def test_where_none_is_held_out_two_halves_are_compared(streamed, tmp_path):
 def test_neighbours_in_a_stream_are_different_pictures(tmp_path):
     write_records(f"{tmp_path}/digits", DIGITS[:40])
     source = StreamedTFRecords(f"{tmp_path}/digits", image="image", shape=(8, 8, 1), buffer=10)
-    table = judge.nearest(training_on(source), DIGITS[:2, ..., np.newaxis], neighbours=7)
+    table = real_pictures.nearest(
+        training_on(source).batches, DIGITS[:2, ..., np.newaxis], neighbours=7
+    )
     for row in table:
         distances = ((DIGITS[:40] - 1.0 * row[0, ..., 0]) ** 2).sum((1, 2))
         np.testing.assert_array_equal(row[1:, ..., 0], DIGITS[np.argsort(distances)[:7]])
