@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import re
 import signal
 import statistics
 import subprocess
@@ -125,7 +126,7 @@ def reproduce(name: str, line: argparse.Namespace) -> None:
     changes = [f"--gin_param={change}" for change in line.gin_param]
     found = {}
     for seed in line.seeds.split(","):
-        run = folder / f"{name.replace('/', '-')}-{seed}"
+        run = folder / "-".join([name.replace("/", "-"), *map(_in_a_name, line.gin_param), seed])
         seeded = f"--gin_param=Experiment.seed={seed}"
         lockstep("train", name, data, seeded, *row.train, *changes, workdir=run)
         results = {
@@ -137,6 +138,11 @@ def reproduce(name: str, line: argparse.Namespace) -> None:
         found[seed] = {metric: results[metric] for metric in row.metrics}
         found[seed]["minutes"] = seconds / 60
     print_table(name, row, found)
+
+
+def _in_a_name(change: str) -> str:
+    """A change of the configuration as a part of a folder's name: another configuration has another folder."""
+    return re.sub(r"[^\w.=]+", "_", change)[:60]
 
 
 def lockstep(mode: str, *arguments: str, workdir: pathlib.Path) -> Any:

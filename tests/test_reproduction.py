@@ -52,7 +52,7 @@ def test_three_seeds_of_a_vae(reproduce, tmp_path):
         ["vae/mnist", f"--data={tmp_path}", "--workdir=w", "--gin_param=STEPS=5"], answers
     )
     for seed in range(3):
-        folder = f"--workdir=w/vae-mnist-{seed}"
+        folder = f"--workdir=w/vae-mnist-STEPS=5-{seed}"
         train, evaluate, report = commands[3 * seed : 3 * seed + 3]
         assert train == [
             "train",
