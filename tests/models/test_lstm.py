@@ -130,6 +130,8 @@ def counted(monkeypatch, *names):
     "policy, tolerance, compiled",
     [
         ("float64", 1e-12, ["_compiled_forward", "_compiled_backward"]),
+        ("float32", 1e-5, ["_compiled_forward", "_compiled_backward"]),
+        ("mixed_float16", 0.005, ["_compiled_forward", "_compiled_backward"]),
         ("mixed_bfloat16", 0.02, ["_compiled_cell", "_compiled_cell_gradient"]),
     ],
 )
