@@ -537,6 +537,24 @@ def test_data_that_are_damaged_are_said_at_the_start(
     assert said.endswith(f"{says}\n".replace("FOLDER", str(tmp_path)))
 
 
+def test_pictures_without_classes_for_a_model_of_classes_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for i in range(4):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / f"pictures/{i}.png")
+    command = dry_run(
+        tmp_path,
+        "Experiment.source = @ImageFolder()",
+        f"ImageFolder.folder = '{tmp_path}/pictures'",
+    )
+    assert main.main(command) == 78
+    assert capsys.readouterr().err == (
+        "lockstep: a Classifier predicts labels, but the data has image but no label: give the source labels (a folder of pictures has "
+        "a sub-folder for each class, arrays have labels, records label and classes)\n"
+    )
+
+
 def test_a_stream_trains_on_two_replicas_goes_on_and_is_said_to_be_inexact(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
