@@ -86,11 +86,13 @@ def dcgan(**fields: object) -> Experiment:
 
 
 def class_gan(**fields: object) -> Experiment:
-    """Hinge SN-ResNets of classes: lazy R1, differentiable augmentation, minibatch deviation; never evaluated."""
+    """Hinge SN-ResNets of classes with self-attention: lazy R1, differentiable augmentation, minibatch deviation; never evaluated."""
     objective = functools.partial(
         GAN,
-        generator=functools.partial(ResNetGenerator, width=8, group=GROUP),
-        discriminator=functools.partial(ResNetDiscriminator, width=8, stddev_group=GROUP),
+        generator=functools.partial(ResNetGenerator, width=8, group=GROUP, spectral=True),
+        discriminator=functools.partial(
+            ResNetDiscriminator, width=8, attention=4, stddev_group=GROUP
+        ),
         latent=8,
         loss="hinge",
         conditional=True,

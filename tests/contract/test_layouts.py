@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from models import lstm_recurrence
+from models.language_model import LanguageModel
+from models.lstm_network import LSTMNetwork
 from tests.contract.families import (
     FAMILIES,
     OTHERS,
@@ -17,6 +20,7 @@ from tests.contract.families import (
     gpt2_full,
     gpt2_lora,
     iwae,
+    lstm,
     transformer,
     two_layers,
     vq_vae,
@@ -142,6 +146,18 @@ def test_loops_that_xla_compiles_within_a_step_are_the_same(
     run = train(FAMILIES["lstm"](precision=precision, steps=steps), LAYOUTS[BOTH], tmp_path)
     assert called
     assert_close(run, expected, losses=losses, weights=weights)
+
+
+def test_zoneout_variational_dropout_and_tied_weights_are_the_same(tmp_path):
+    network = partial(
+        LSTMNetwork, embedding=8, widths=(8,), dropout=0.2, variational=True, tied=True
+    )
+    network = partial(network, zoneout_h=0.1, zoneout_c=0.2)
+    wanted = replace(lstm(steps=20), objective=partial(LanguageModel, network=network))
+    one = train(wanted, ONE, tmp_path / "one")
+    two = train(wanted, LAYOUTS[BOTH], tmp_path / "two")
+    assert_close(two, one, losses=1e-9, weights=1e-8)
+    assert one.rows[-1][2]["train/loss"] < one.rows[0][2]["train/loss"]
 
 
 @pytest.mark.parametrize("make", [iwae, two_layers])
