@@ -131,7 +131,7 @@ def test_other_ways_compute_our_layer(
         )
         ours, *others = (
             lstm.layers_step(way, settings, "float32", xla=False)()
-            for way in ("lockstep", "block", "loop", "unrolled")
+            for way in ("lockstep", "block", "chunks", "loop", "unrolled")
         )
     assert np.abs(ours).min() > 1e-5
     for other in others:
@@ -141,7 +141,7 @@ def test_other_ways_compute_our_layer(
     others = [f"--only={way}" for way in lstm.RECURRENCES]
     lstm.main([*command, *others, "--layer", "--precision=float32"])
     found = last_line(capsys.readouterr().out)
-    for way in ("block", "loop", "unrolled"):
+    for way in ("block", "chunks", "loop", "unrolled"):
         assert found[f"{way} float32"]["tokens_per_second"] > 0
         assert found[f"lockstep / {way} float32"]["ratio"] > 0
     with pytest.raises(SystemExit, match="2"):

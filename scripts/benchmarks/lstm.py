@@ -53,6 +53,7 @@ SIDES = (2048, 4096)
 FRAMEWORKS = ("lockstep", "Keras", "PyTorch")
 RECURRENCES = {
     "block": recurrences.block,
+    "chunks": recurrences.chunks,
     "loop": recurrences.loop,
     "unrolled": recurrences.unrolled,
 }
@@ -200,7 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         choices=(*FRAMEWORKS, *RECURRENCES),
         action="append",
         help="may be repeated; the frameworks if not given. With --layer --precision=float32 also TensorFlow's kernel of a whole "
-        "layer, block, operations in a loop that XLA does not compile, loop, and without a loop, unrolled",
+        "layer, block, operations in a loop that XLA does not compile, loop, in one of ten times an iteration, chunks, and without a "
+        "loop, unrolled",
     )
     parser.add_argument("--xla", action="store_true", help="compile ours and Keras'")
     parser.add_argument("--steps", type=int, default=2, help="steps a round")

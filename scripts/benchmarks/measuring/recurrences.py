@@ -3,6 +3,8 @@ outputs `[b, time, units]`."""
 
 from __future__ import annotations
 
+import math
+
 import tensorflow as tf
 
 
@@ -49,15 +51,34 @@ def unrolled(
 
 
 def loop(
+    x: tf.Tensor,
+    kernel: tf.Tensor,
+    recurrent_kernel: tf.Tensor,
+    bias: tf.Tensor,
+    chunk: int = 1,
+) -> tf.Tensor:
+    """A loop of TensorFlow's over the times, so many an iteration, with TensorFlow's gradient; one product of all inputs before."""
+    rows, units = x.shape[0], recurrent_kernel.shape[0]
+    shares = tf.transpose(tf.matmul(x, kernel) + bias, [1, 0, 2])
+
+    def several(before: tuple[tf.Tensor, tf.Tensor], shares: tf.Tensor):
+        outputs, c = before
+        state, outputs = (outputs[-1], c), []
+        for share in tf.unstack(shares):
+            state = _next(state, share, recurrent_kernel)
+            outputs.append(state[0])
+        return tf.stack(outputs), state[1]
+
+    start = tf.zeros([chunk, rows, units], x.dtype), tf.zeros([rows, units], x.dtype)
+    outputs, _ = tf.scan(several, tf.reshape(shares, [-1, chunk, *shares.shape[1:]]), start)
+    return tf.transpose(tf.reshape(outputs, [-1, rows, units]), [1, 0, 2])
+
+
+def chunks(
     x: tf.Tensor, kernel: tf.Tensor, recurrent_kernel: tf.Tensor, bias: tf.Tensor
 ) -> tf.Tensor:
-    """A loop of TensorFlow's over the times, with TensorFlow's gradient; one product of all inputs before."""
-    zero = tf.zeros([x.shape[0], recurrent_kernel.shape[0]], x.dtype)
-    shares = tf.transpose(tf.matmul(x, kernel) + bias, [1, 0, 2])
-    outputs, _ = tf.scan(
-        lambda state, share: _next(state, share, recurrent_kernel), shares, (zero, zero)
-    )
-    return tf.transpose(outputs, [1, 0, 2])
+    """That loop over chunks of ten times, or of what of ten divides them."""
+    return loop(x, kernel, recurrent_kernel, bias, math.gcd(x.shape[1], 10))
 
 
 def _next(
