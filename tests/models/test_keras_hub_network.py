@@ -90,9 +90,10 @@ def test_logits_are_those_of_keras_hub(name, presets):
     np.testing.assert_allclose(tf.concat(parts, 1), logits, rtol=1e-5, atol=1e-6)
 
 
-def test_layouts_and_restarts(presets, tmp_path):
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_layouts_and_restarts(name, presets, tmp_path):
     """Adapted, with samples: as on one device, and stopped after half of it; checkpoints hold what is learnt alone."""
-    folder, said = presets[0] / "gpt2", []
+    folder, said = presets[0] / name, []
     trainer(folder, tmp_path / "one", said=said, samples=2).train()
     off = f"the dropout of {folder}, up to 0.1, is off: it is not the same on replicas"
     assert off in said
