@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import pathlib
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import keras
@@ -54,11 +53,62 @@ class FeatureNet(Protocol):
     def __call__(self, pictures: np.ndarray) -> Seen: ...
 
 
+class _OnDevices:
+    """A function of pictures, computed on several devices at once, each a part of the same size; the last parts are filled up, and
+    what comes of that is cut off.
+
+    Args:
+      see: from uint8 pictures `[b, height, width, channels]` and the number of the first, int64, to tensors `[b, …]`.
+      devices: their names; None for TensorFlow's choice.
+      batch: pictures a device sees at a time.
+    """
+
+    def __init__(
+        self,
+        see: Callable[[tf.Tensor, tf.Tensor], Sequence[tf.Tensor]],
+        devices: Sequence[str | None],
+        batch: int,
+    ) -> None:
+        self._see, self._devices, self._batch = see, devices, batch
+        self._run = tf.function(self._on_all, autograph=False)
+
+    def __call__(self, pictures: np.ndarray) -> list[np.ndarray]:
+        """What comes of n pictures, `[n, …]` each."""
+        most = self._batch * len(self._devices)
+        # All blocks of one size, since another would be traced anew.
+        size = (
+            most
+            if len(pictures) > most
+            else -(-len(pictures) // len(self._devices)) * len(self._devices)
+        )
+        blocks = []
+        for first in range(0, len(pictures), size):
+            block = pictures[first : first + size]
+            filling = np.zeros([size - len(block), *block.shape[1:]], block.dtype)
+            seen = self._run(
+                tf.constant(np.concatenate([block, filling])), tf.constant(first, tf.int64)
+            )
+            blocks.append([tensor.numpy()[: len(block)] for tensor in seen])
+        return [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
+
+    def _on_all(self, pictures: tf.Tensor, first: tf.Tensor) -> list[tf.Tensor]:
+        found = []
+        for device, part in zip(self._devices, tf.split(pictures, len(self._devices)), strict=True):
+            with tf.device(device):
+                found.append(self._see(part, first))
+            first += part.shape[0]
+        return [tf.concat(parts, 0) for parts in zip(*found, strict=True)]
+
+
 class ClassifierNet:
     """A restored training of `models.classifier.Classifier`, for pictures of the size that it was trained on.
 
     It is given them as its own held-out ones are, after those of its `Experiment.validation_transforms` that follow the last
     change of size: they have its size already.
+
+    Args:
+      classifier: restored.
+      devices: on which it sees a part of the pictures each.
 
     Raises:
       ConfigError: if it is the training of something else.
@@ -66,13 +116,14 @@ class ClassifierNet:
 
     BATCH = 500
 
-    def __init__(self, classifier: Trainer) -> None:
+    def __init__(self, classifier: Trainer, devices: Sequence[str | None] = (None,)) -> None:
         recognise = getattr(classifier.objective, "recognise", None)
         if recognise is None:
             raise ConfigError(
                 f"--features={classifier.workdir} is a run of {type(classifier.objective).__name__}: name one of a Classifier"
             )
-        self._see = recognise
+        self._recognise = recognise
+        self._see = _OnDevices(self._recognised, devices, self.BATCH)
         self._transforms = _after_sizes(classifier.batches)
         self._shape = classifier.batches.element_spec["image"].shape
         self.name = str(classifier.workdir)
@@ -88,20 +139,12 @@ class ClassifierNet:
                 f"{list(self._shape)}: train one on the same data, and give both the same sizes in "
                 "Experiment.validation_transforms"
             )
-        parts = [
-            self._run(tf.constant(pictures[i : i + self.BATCH]), tf.constant(i, tf.int64))
-            for i in range(0, len(pictures), self.BATCH)
-        ]
-        return Seen(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        return Seen(*self._see(pictures))
 
-    @functools.cached_property
-    def _run(self) -> Callable:
-        def run(pictures: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            images = tf.cast(pictures, tf.float32) / 255
-            noise = Noise(0, "features", rows=images.shape[0], first=first)
-            return self._see(apply(self._transforms, {"image": images}, noise)["image"])
-
-        return tf.function(run, autograph=False)
+    def _recognised(self, pictures: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        images = tf.cast(pictures, tf.float32) / 255
+        noise = Noise(0, "features", rows=images.shape[0], first=first)
+        return self._recognise(apply(self._transforms, {"image": images}, noise)["image"])
 
 
 def _after_sizes(batches: Batches) -> list[Transform]:
@@ -125,6 +168,7 @@ class InceptionNet:
     Args:
       weights: a file of its weights as Keras saves them, with or without the layer of the classes.
       folder: see `FeatureNet`.
+      devices: on which it sees a part of the pictures each.
 
     Raises:
       ConfigError: if there is no such file, or it holds weights of another network.
@@ -134,8 +178,14 @@ class InceptionNet:
     SIDE = 299
     BATCH = 32
 
-    def __init__(self, weights: pathlib.Path, folder: pathlib.Path) -> None:
+    def __init__(
+        self,
+        weights: pathlib.Path,
+        folder: pathlib.Path,
+        devices: Sequence[str | None] = (None,),
+    ) -> None:
         self._network = _inception(weights)
+        self._see = _OnDevices(self._averages, devices, self.BATCH)
         # Of the weights and not of the file: the layer of the classes makes no difference to the features.
         digest = hashlib.sha256(f"InceptionV3 {self.SIDE}".encode())
         for weight in self._network.get_weights():
@@ -150,23 +200,14 @@ class InceptionNet:
                 f"the pictures have {pictures.shape[-1]} channels, and InceptionV3 is for 1, grey, or 3, colours"
             )
         coloured = np.broadcast_to(pictures, [*pictures.shape[:-1], 3])
-        parts = [
-            self._run(tf.constant(coloured[i : i + self.BATCH]))
-            for i in range(0, len(pictures), self.BATCH)
-        ]
-        return Seen(np.concatenate(parts))
+        return Seen(*self._see(coloured))
 
-    @functools.cached_property
-    def _run(self) -> Callable:
-        def run(pictures: tf.Tensor) -> tf.Tensor:
-            resized = tf.image.resize(
-                pictures, [self.SIDE, self.SIDE], tf.image.ResizeMethod.BILINEAR, antialias=True
-            )
-            scaled = keras.applications.inception_v3.preprocess_input(resized)
-            return tf.reduce_mean(self._network(scaled, training=False), [1, 2])
-
-        any_size = tf.TensorSpec([None, None, None, 3], tf.uint8)
-        return tf.function(run, autograph=False, input_signature=[any_size])
+    def _averages(self, pictures: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor]:
+        resized = tf.image.resize(
+            pictures, [self.SIDE, self.SIDE], tf.image.ResizeMethod.BILINEAR, antialias=True
+        )
+        scaled = keras.applications.inception_v3.preprocess_input(resized)
+        return (tf.reduce_mean(self._network(scaled, training=False), [1, 2]),)
 
 
 def _inception(path: pathlib.Path) -> keras.Model:

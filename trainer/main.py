@@ -248,12 +248,12 @@ def _judge(line: flags.CommandLine, trainer: Trainer) -> Judge:
     with _data_problems():
         net: FeatureNet
         if path.is_file() or path.suffix in WEIGHTS:
-            net = InceptionNet(path, Path(line.workdir or ""))
+            net = InceptionNet(path, Path(line.workdir or ""), trainer.devices)
         else:
             hardware = Hardware(strategy="one_device")
             with config.kept():
                 classifier, _ = restored(path, hardware, allow_imports=line.allow_imports)
-            net = ClassifierNet(classifier)
+            net = ClassifierNet(classifier, trainer.devices)
         return Judge(net, trainer, line.count)
 
 

@@ -9,7 +9,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -505,6 +505,13 @@ class Trainer:
     def classes(self) -> int:
         """How many classes samples have in turn, sample i that of i modulo them; 0 if they have none."""
         return self._sampling.classes
+
+    @property
+    def devices(self) -> Sequence[str | None]:
+        """Names of the devices of this machine that the replicas are on; None, TensorFlow's choice, for TPUs, which compute nothing
+        outside of their strategy's programs."""
+        names = self.strategy.extended.worker_devices
+        return [None] if any(":TPU:" in name for name in names) else names
 
     @property
     def draws_pictures(self) -> bool:

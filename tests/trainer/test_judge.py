@@ -405,7 +405,7 @@ def test_pictures_of_another_size_are_refused(runs, capsys, tmp_path):
 
 
 def test_a_classifier_sees_pictures_through_its_own_transforms(tmp_path):
-    def net(*transforms, side=2, sizes=0):
+    def net(*transforms, side=2, sizes=0, devices=(None,)):
         means = lambda images: (tf.reduce_mean(images, [1, 2]), tf.ones([images.shape[0], 1]))  # noqa: E731
         return ClassifierNet(
             SimpleNamespace(
@@ -417,7 +417,8 @@ def test_a_classifier_sees_pictures_through_its_own_transforms(tmp_path):
                     validation_transforms=transforms,
                 ),
                 workdir=tmp_path,
-            )
+            ),
+            devices,
         )
 
     pictures = np.random.default_rng(0).integers(256, size=(501, 2, 2, 1), dtype=np.uint8)
@@ -433,3 +434,9 @@ def test_a_classifier_sees_pictures_through_its_own_transforms(tmp_path):
     drawn = net(Dequantize(levels=256))(pictures).features
     assert np.all((drawn > expected * 255 / 256) & (drawn < (expected * 255 + 1) / 256))
     assert len(np.unique(drawn - expected * 255 / 256)) > 480
+    # Nor on which device, though 501 and 1,501 do not divide.
+    on_two = net(Dequantize(levels=256), devices=("CPU:0", "CPU:1"))
+    np.testing.assert_array_equal(on_two(pictures).features, drawn)
+    many = np.concatenate([pictures] * 3)[:1501]
+    np.testing.assert_array_equal(on_two(many).features, net(Dequantize(levels=256))(many).features)
+    np.testing.assert_array_equal(on_two(many).features[:501], drawn)
