@@ -194,6 +194,7 @@ def test_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -
     assert set(rates) == {
         "ImageFolder",
         "ImageFolder, no cache",
+        "TensorFlowDataset, no cache",
         "Keras",
         "Keras, cached",
         "ImageFolder of photographs",

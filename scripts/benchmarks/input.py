@@ -1,10 +1,11 @@
 """What the sources of images give: examples a second of each, beside Keras' and PyTorch's folders of pictures.
 
-It writes a set of random pictures as JPEG files, packs it, and writes it as TFRecords. Everything is measured in turn in
-one process, PyTorch in its own with two workers, several rounds of each from files in the page cache, and compared by the
-medians of the rounds: a ratio says more than a rate on a machine that others use too, and the processor's time more than
-either. All give batches of float32 in [0, 1], shuffled; Images and Packed are measured on 28×28 grey pictures too, and
-folders of photographs, which are cropped and resized. What is cached is measured after a first pass over the set.
+It writes a set of random pictures as JPEG files, packs it, and writes it as TFRecords and, where it is installed, as a set
+of TensorFlow Datasets. Everything is measured in turn in one process, PyTorch in its own with two workers, several rounds of
+each from files in the page cache, and compared by the medians of the rounds: a ratio says more than a rate on a machine that
+others use too, and the processor's time more than either. All give batches of float32 in [0, 1], shuffled; Images and Packed
+are measured on 28×28 grey pictures too, and folders of photographs, which are cropped and resized. What is cached is
+measured after a first pass over the set.
 
 Then what does not grow with the set: the memory of a training's input over packed sets of two sizes, each in a process of its
 own, and the time to the first batch of an index, anywhere in a training, with the opening of the data set.
@@ -36,6 +37,7 @@ from input_pipeline.images import Images
 from input_pipeline.packed import Packed
 from input_pipeline.packing import pack
 from input_pipeline.streamed import StreamedTFRecords
+from input_pipeline.tensorflow_dataset import TensorFlowDataset
 from input_pipeline.tfrecords import TFRecords
 
 CLASSES = 10
@@ -73,6 +75,39 @@ def write_shards(source: ImageFolder, folder: pathlib.Path) -> None:
                 }
                 example = tf.train.Example(features=tf.train.Features(feature=features))
                 writer.write(example.SerializeToString())
+
+
+def prepare(source: ImageFolder, folder: pathlib.Path) -> bool:
+    """The same files as a set of TensorFlow Datasets, if they are installed."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        print(
+            'TensorFlow Datasets are left out: pip install -e ".[datasets]" to compare with them',
+            file=sys.stderr,
+        )
+        return False
+    tfds.disable_progress_bar()
+    files = [
+        (at, {"image": str(path), "label": path.parent.name})
+        for at, path in enumerate(source.paths)
+    ]
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="pictures",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(
+                    shape=source.element_spec["image"].shape, encoding_format="jpeg"
+                ),
+                "label": tfds.features.ClassLabel(names=source.classes),
+            }
+        ),
+        split_datasets={"train": files},
+        data_dir=folder,
+        download_config=tfds.download.DownloadConfig(num_shards=SHARDS),
+    )
+    return True
 
 
 def keras_folder(
@@ -213,6 +248,11 @@ def measure(scratch: pathlib.Path, line: argparse.Namespace) -> None:
         "Packed 28×28": ours(Packed(str(scratch / "small"))),
         "Images 28×28": ours(Images(small)),
     }
+    if prepare(folder, scratch / "prepared"):
+        prepared = TensorFlowDataset(
+            "pictures", data_dir=str(scratch / "prepared"), label="label", cache_mib=0
+        )
+        measures[f"TensorFlowDataset{UNCACHED}"] = ours(prepared)
     # As its guides read a folder.
     pytorch = start(
         "pytorch_folder.py", folder=str(scratch / "folder"), batch=line.batch, workers=WORKERS
