@@ -104,8 +104,9 @@ def named_source(line: argparse.Namespace) -> tuple[Source, list[pathlib.Path]]:
     of_records = given & {"image_feature", "label_feature", "shape"}
     if of_records or len(records) > 1 or any(map(is_tfrecord, records)):
         return _records(line, given, decoding), records
+    array = _array(line)  # First: what is not there is no array either.
     _refuse(given - {"labels"}, "an array")
-    return _array(line)
+    return array
 
 
 def _dataset(

@@ -368,6 +368,7 @@ def damage_packed(folder):
     ("arguments", "prepare", "code", "message"),
     [
         ("images nowhere packed", None, 65, "nowhere cannot be read (No such file or directory)"),
+        ("images nowhere packed --size=3x3", None, 65, "nowhere cannot be read (No such file"),
         ("images empty packed", lambda f: (f / "empty").mkdir(), 65, "empty has no pictures"),
         (
             "images folder packed",

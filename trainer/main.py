@@ -230,8 +230,8 @@ def evaluate(line: flags.CommandLine, arguments: Sequence[str]) -> None:
         beside = {str(trainer.experiment.baseline): baseline} if baseline else {}
         _print_table(title, {"mean": metrics} | beside)
     if judge:
-        _print_table(f"{title}, in the eyes of {judge.name}", compared)
-    space = {"features": judge.name} if judge else {}
+        _print_table(f"{title}, {judge.count:,} pictures in the eyes of {judge.name}", compared)
+    space = {"features": judge.name, "pictures": judge.count} if judge else {}
     metrics |= {f"baseline/{name}": value for name, value in baseline.items()}
     metrics |= _of_kinds(compared)
     # JSON has no NaN and no infinity.
@@ -250,6 +250,10 @@ def _judge(line: flags.CommandLine, trainer: Trainer) -> Judge:
         if path.is_file() or path.suffix in WEIGHTS:
             net = InceptionNet(path, Path(line.workdir or ""), trainer.devices)
         else:
+            if not (path / "config.gin").exists():
+                raise ConfigError(
+                    f"--features={path} holds no run: name the folder of a classifier's, or a file of Inception's weights"
+                )
             hardware = Hardware(strategy="one_device")
             with config.kept():
                 classifier, _ = restored(path, hardware, allow_imports=line.allow_imports)

@@ -137,7 +137,7 @@ def judged(
     """
     table = pictures.table(neighbours)
     data = pictures.png(table)
-    durable.write(workdir / "samples" / f"step-{step:08d}-neighbours.png", data)
+    durable.write(workdir / "samples" / f"step-{step:08d}-judged.png", data)
     events = _Events(workdir / "summaries" / "judged")
     events.scalars(step, found)
     events.picture("neighbours", step, table.shape, data)

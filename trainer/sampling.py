@@ -170,7 +170,8 @@ class Sampling:
     def _examples(self) -> dict[str, tf.Tensor]:
         """The first held-out examples, or else the first of the training."""
         if self._batches.validation is not None:
-            batch, _ = next(iter(self._batches.evaluation(Slice(), batch=PICTURED)))
+            rows = min(PICTURED, len(self._batches.validation))
+            batch, _ = next(iter(self._batches.evaluation(Slice(), batch=rows)))
             return batch
         batch = next(iter(self._batches.training(Slice())))
         return {name: x[0][:PICTURED] for name, x in batch.items()}

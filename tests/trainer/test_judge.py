@@ -113,7 +113,7 @@ def test_samples_are_shown_beside_the_nearest_training_pictures(runs):
         np.testing.assert_allclose(distances, everything[:3])
         assert {picture.tobytes() for picture in row[1:]} <= known
     np.testing.assert_array_equal(table[0, 0], table[0, 1])
-    assert (runs / "vae/samples/step-00000040-neighbours.png").exists()
+    assert (runs / "vae/samples/step-00000040-judged.png").exists()
     events = event_accumulator.EventAccumulator(f"{runs}/vae/summaries/judged").Reload()
     assert events.Tags()["tensors"] == ["neighbours"]
     assert {f"samples/{name}" for name in DISTANCES} < set(events.Tags()["scalars"])
@@ -162,7 +162,7 @@ def test_pictures_of_a_stream_are_compared(runs, capsys, tmp_path, monkeypatch):
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["real/precision"] > 0.6 and found["real/recall"] > 0.6
     assert found["samples/coverage"] < found["real/coverage"]
-    assert (tmp_path / "run/samples/step-00000002-neighbours.png").exists()
+    assert (tmp_path / "run/samples/step-00000002-judged.png").exists()
 
 
 def test_a_training_ends_with_the_comparison(runs, capsys, tmp_path):
@@ -260,7 +260,10 @@ def test_evaluate_takes_inception_with_a_file_of_weights(runs, capsys, tmp_path)
     found = json.loads(out.splitlines()[-1])
     space = rf"Keras' InceptionV3 with the weights of {re.escape(weights)} \([0-9a-f]{{12}}\)"
     assert re.fullmatch(space, found["features"])
-    assert f"step 40, in the eyes of {found['features']}\n" in out and "negative_elbo" in found
+    assert (
+        f"step 40, {found['pictures']} pictures in the eyes of {found['features']}\n" in out
+        and "negative_elbo" in found
+    )
     assert {name for name in found if name.startswith("samples/")} == {
         f"samples/{name}" for name in DISTANCES
     }
@@ -376,7 +379,7 @@ def test_what_cannot_be_compared_is_one_line(runs, capsys, tmp_path):
     )
     assert not (tmp_path / "text/metrics.jsonl").exists()
     assert lockstep(f"evaluate --workdir={runs}/vae --features={tmp_path}/none") == 78
-    assert f"workdir {tmp_path}/none holds no run" in capsys.readouterr().err
+    assert f"--features={tmp_path}/none holds no run" in capsys.readouterr().err
     assert lockstep(f"sample --workdir={runs}/classifier --count=2") == 78
     says = "Classifier draws no samples: leave Experiment.samples at 0, and evaluate it"
     assert capsys.readouterr().err == f"lockstep: {says}\n"

@@ -241,7 +241,7 @@ def test_what_is_judged_leaves_the_curves_of_a_training_that_goes_on(tmp_path):
     found = tensors(tmp_path, "scalars", "summaries/judged")
     assert found == {"samples/distance": [(20, [3.0]), (10, [5.0])]}
     shown = tensors(tmp_path, "images", "summaries/judged")["neighbours"]
-    file = (tmp_path / "samples/step-00000010-neighbours.png").read_bytes()
+    file = (tmp_path / "samples/step-00000010-judged.png").read_bytes()
     assert [step for step, _ in shown] == [20, 10] and shown[1][1][2] == file
     assert file == pictures.png(pictures.table(neighbours))
     assert "neighbours" not in tensors(tmp_path, "images")

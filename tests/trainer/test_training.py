@@ -691,6 +691,14 @@ class Pixels(Table):
         return np.rint(np.clip(samples, 0, 1) * 255).astype(np.uint8)
 
 
+def test_of_few_held_out_examples_each_is_pictured_once():
+    x = np.linspace(0, 1, 48, dtype=np.float32).reshape([16, 3])
+    few = Pixels({"x": x[:3], "y": x[:3, 0]})
+    source = Pixels({"x": x, "y": x[:, 0]})
+    table = quiet(experiment(Pictured, source, global_batch=8, validation=few)).pictures()["pairs"]
+    np.testing.assert_array_equal(table[:, 0, 0, 0, 0], np.rint(x[:3, 0] * 255))
+
+
 @pytest.mark.parametrize("held_out", [True, False])
 def test_pictures_of_an_objective_are_written(held_out, tmp_path):
     """Of held-out examples, else of the first that are trained on, beside the samples; the animations at the end."""
