@@ -69,19 +69,19 @@ def recurrence(
         c: tf.Tensor,
     ) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
         low, dtype = x.dtype, c.dtype
-        x, first = tf.transpose(x, [1, 0, 2]), tf.cast(h, low)
+        x, low_h = tf.transpose(x, [1, 0, 2]), tf.cast(h, low)
         low_kernel, low_recurrent_kernel = tf.cast(kernel, low), tf.cast(recurrent_kernel, low)
         if compiled:
             shares = tf.split(_product(x, low_kernel), 4, 2)
         else:
             shares = [_product(x, of_gate) for of_gate in tf.split(low_kernel, 4, 1)]
-        outputs, last, kept = forward(shares, bias, first, c, mask, low_recurrent_kernel)
+        outputs, last, kept = forward(shares, bias, low_h, c, mask, low_recurrent_kernel)
 
         def gradient(d_outputs: tf.Tensor, d_c: tf.Tensor):
             d_outputs = tf.transpose(d_outputs, [1, 0, 2])
             d_z, d_h, d_c = backward(d_outputs, d_c, kept, mask, low_recurrent_kernel)
             d_x = _product(d_z, low_kernel, transpose_b=True)
-            before = tf.concat([first[tf.newaxis], outputs[:-1]], 0)
+            before = tf.concat([low_h[tf.newaxis], outputs[:-1]], 0)
             multiplied = tf.concat([x, _masked(before, mask)], 2)
             rows = _rows(d_z)
             d_kernels = tf.transpose(tf.matmul(rows, _rows(multiplied), transpose_a=True))

@@ -74,13 +74,9 @@ class _OnDevices:
 
     def __call__(self, pictures: np.ndarray) -> list[np.ndarray]:
         """What comes of n pictures, `[n, …]` each."""
-        most = self._batch * len(self._devices)
+        devices = len(self._devices)
         # All blocks of one size, since another would be traced anew.
-        size = (
-            most
-            if len(pictures) > most
-            else -(-len(pictures) // len(self._devices)) * len(self._devices)
-        )
+        size = devices * min(self._batch, -(-len(pictures) // devices))
         blocks = []
         for first in range(0, len(pictures), size):
             block = pictures[first : first + size]

@@ -250,13 +250,11 @@ def _judge(line: flags.CommandLine, trainer: Trainer) -> Judge:
         if path.is_file() or path.suffix in WEIGHTS:
             net = InceptionNet(path, Path(line.workdir or ""), trainer.devices)
         else:
-            if not (path / "config.gin").exists():
-                raise ConfigError(
-                    f"--features={path} holds no run: name the folder of a classifier's, or a file of Inception's weights"
-                )
             hardware = Hardware(strategy="one_device")
             with config.kept():
-                classifier, _ = restored(path, hardware, allow_imports=line.allow_imports)
+                classifier, _ = restored(
+                    path, hardware, allow_imports=line.allow_imports, named="--features="
+                )
             net = ClassifierNet(classifier, trainer.devices)
         return Judge(net, trainer, line.count)
 
@@ -447,14 +445,15 @@ def restored(
     which: str = "last",
     gin_params: Sequence[str] = (),
     allow_imports: bool = False,
+    named: str = "workdir ",
 ) -> tuple[Trainer, int]:
-    """The trainer of the run in a folder at a checkpoint, and its step."""
-    statements = config_files.read([str(workdir.config_file(folder))], gin_params)
+    """The trainer of the run in a folder at a checkpoint, and its step; `named` is what an error calls the folder."""
+    statements = config_files.read([str(workdir.config_file(folder, named))], gin_params)
     names = registry()
     trainer = _trainer(names, names.resolve(statements, allow_imports), hardware, folder)
     step = trainer.restore(which)
     if step == 0:
-        raise ConfigError(f"workdir {folder} holds no checkpoint yet: train for longer first")
+        raise ConfigError(f"{named}{folder} holds no checkpoint yet: train for longer first")
     return trainer, step
 
 

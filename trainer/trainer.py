@@ -453,9 +453,8 @@ class Trainer:
         for name, picture in self._sampling.charts().items():
             writer.picture(step, name, picture)
         if self.experiment.neighbours and len(samples):
-            from trainer.real_pictures import (
-                nearest,
-            )  # Of scikit-learn, which takes a second to import.
+            # It needs scikit-learn, which takes a second to import.
+            from trainer.real_pictures import nearest
 
             beside = nearest(self.batches, samples[: self.experiment.neighbours])
             writer.table(step, "neighbours", beside)

@@ -72,8 +72,8 @@ def holds_run(workdir: Path) -> bool:
     return True
 
 
-def config_file(workdir: Path) -> Path:
-    """The configuration of the run in the folder.
+def config_file(workdir: Path, named: str = "workdir ") -> Path:
+    """The configuration of the run in the folder, which an error calls by what it was given as.
 
     Raises:
       ConfigError: if there is none.
@@ -81,7 +81,7 @@ def config_file(workdir: Path) -> Path:
     path = workdir / "config.gin"
     if not path.is_file():
         raise ConfigError(
-            f"workdir {workdir} holds no run ({path} is missing): train one, or choose another"
+            f"{named}{workdir} holds no run ({path} is missing): train one, or choose another"
         )
     return path
 
