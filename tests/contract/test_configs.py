@@ -73,9 +73,8 @@ def _write_texts(folder: pathlib.Path) -> None:
 
 def _write_preset(folder: pathlib.Path) -> None:
     """A GPT-2 of keras-hub with its tokenizer."""
-    keras_hub = pytest.importorskip(
-        "keras_hub", reason="keras-hub is not installed: see docs/text.md, Fine-tuning"
-    )
+    import keras_hub
+
     models, tiny = keras_hub.models, folder.parent / "tiny"
     TinyGPT2().save(tiny)
     tokenizer = models.GPT2Tokenizer(f"{tiny}/vocab.json", f"{tiny}/merges.txt")
@@ -136,6 +135,32 @@ def test_a_shipped_config_takes_two_steps(name, tmp_path, capsys):
     assert len(list(workdir.glob("samples/step-????????.*"))) == draws
     out = capsys.readouterr().out
     assert "step-00000002" in out and "tensorboard --logdir" in out
+
+
+def test_words_have_a_perplexity_of_each_part(tmp_path, capsys):
+    """That of the test part is what a run says whose validation part is the same file, and so is the trigram's beside it."""
+    _write_texts(tmp_path / "data")
+    texts = {name: f'"{tmp_path}/data/{name}.txt"' for name in ("train", "valid", "test")}
+    small = [f"DATA={texts['train']}", f"TEST={texts['test']}"]
+    small += ["STEPS=2", "Decoding.length=8", "LSTMNetwork.widths=(8, 8)"]
+
+    def evaluated(validation, part):
+        run = [f"--workdir={tmp_path}/{validation}", "--strategy=one_device"]
+        changes = [*small, f"VALID={texts[validation]}"]
+        train = ["train", "lstm/words_small", *run]
+        assert main([*train, *(f"--gin_param={change}" for change in changes)]) == 0
+        capsys.readouterr()
+        streams = ["streams=1", f'part="{part}"']
+        of = [f"--gin_param=validation/TextStreams.{change}" for change in streams]
+        assert main(["evaluate", *run, *of]) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    validation, test = evaluated("valid", "validation"), evaluated("valid", "test")
+    assert test == evaluated("test", "validation")
+    for found in (validation, test):
+        assert math.isclose(found["perplexity"], math.exp(found["loss"]), rel_tol=1e-5)
+    for name in ("perplexity", "baseline/perplexity"):
+        assert validation[name] != test[name]
 
 
 def test_keras_hub_is_asked_for(tmp_path, capsys, monkeypatch):

@@ -4,6 +4,7 @@ import functools
 import shutil
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -18,10 +19,6 @@ from tests.models import objective_checks as checks
 from trainer.exits import ConfigError
 from trainer.hardware import Hardware
 from trainer.trainer import Trainer
-
-keras_hub = pytest.importorskip(
-    "keras_hub", reason="keras-hub is not installed: see docs/text.md, Fine-tuning"
-)
 
 VOCABULARY = 120
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, [3, 12]).astype(np.int32)
