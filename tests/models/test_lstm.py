@@ -158,8 +158,8 @@ def test_a_cell_is_one_program_for_all_times(monkeypatch):
     before = cell.experimental_get_tracing_count()
     layer(X)
     assert cell.experimental_get_tracing_count() == before + 1
-    shapes = [(BATCH, 4 * 7), (BATCH, 7), (4 * 7,), *4 * [(TIME, BATCH, 7)]]
-    dtypes = [tf.bfloat16, tf.float32, tf.float32, *4 * [tf.bfloat16]]
+    shapes = [(BATCH, 4 * 7), (BATCH, 7), (4 * 7,), (TIME, BATCH, 4 * 7)]
+    dtypes = [tf.bfloat16, tf.float32, tf.float32, tf.bfloat16]
     given = [tf.zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
     program = cell.experimental_get_compiler_ir(tf.constant(1), *given)(stage="hlo")
     assert "s32[] parameter(" in program
