@@ -109,7 +109,12 @@ def read_text(path: str, column: str | None = None) -> str:
       DataError: if there is none, or it cannot be read.
     """
     if column is None:
-        return "\n".join(map(read_utf8, files_of(path)))
+        files = files_of(path)
+        if files[0].suffix in TABLES:
+            raise DataError(
+                f"{path} is a table: name the column that is to be read, or rename the file to .txt if all of it is"
+            )
+        return "\n".join(map(read_utf8, files))
     return "\n".join(read_column(file, column) for file in files_of(path, TABLES))
 
 
@@ -168,8 +173,8 @@ def _make_tokenizer(
     if tokens.endswith((".json", ".model")) or os.path.isdir(os.path.expanduser(tokens)):
         return load_tokenizer(tokens)
     raise ValueError(
-        f'tokens is "{tokens}": choose one of {", ".join(TOKENS)}, or the path of a tokenizer.json or '
-        "a .model, or of a folder that has one"
+        f'tokens is "{tokens}", and no folder here is called so: choose one of {", ".join(TOKENS)}, or the path of a tokenizer.json '
+        "or a .model, or of a folder that has one"
     )
 
 
@@ -184,6 +189,10 @@ def load_tokenizer(path: str) -> Tokenizer:
     file = pathlib.Path(os.path.expanduser(path))
     if (file / ASSETS).is_dir():
         file = _assets(file)
+    elif (file / "metadata.json").exists():
+        raise DataError(
+            f"{path} is a preset without {ASSETS}: save the whole model by save_to_preset"
+        )
     if file.is_dir():
         names = [n for n in TOKENIZERS if (file / n).exists()]
         if not names:

@@ -76,7 +76,7 @@ def recurrence(
             d_outputs = tf.transpose(d_outputs, [1, 0, 2])
             d_z, d_h, d_c = backward(d_outputs, d_c, kept, mask, low_recurrent_kernel)
             before = tf.concat([low_h[tf.newaxis], outputs[:-1]], 0)
-            # The bias is a weight of ones: of its own, its gradient would be another pass over the gates'.
+            # The bias is the weights of an input of 1, whose gradient would else be another pass over that of the gates.
             ones = tf.ones([*x.shape[:1], tf.shape(x)[1], 1], low)
             multiplied = tf.concat([x, _masked(before, mask), ones], 2)
             d_weights = tf.matmul(_rows(multiplied), _rows(d_z), transpose_a=True)

@@ -92,4 +92,5 @@ class Zoneout:
                 f"{layer.name} keeps its state at a rate of {rate}: give it noise to train"
             )
         drawn = noise(name).bernoulli(rate, [time, layer.units])
-        return tf.cast(tf.transpose(drawn, [1, 0, 2]), dtype)
+        # Transposed as numbers: of booleans oneDNN says in red that it cannot.
+        return tf.transpose(tf.cast(drawn, dtype), [1, 0, 2])

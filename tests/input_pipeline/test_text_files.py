@@ -174,7 +174,17 @@ def test_a_file_that_is_not_utf_8_is_named_with_the_place(folder):
         ({"test": "empty.txt"}, DataError, "empty.txt is empty: name a text to hold out as test"),
         ({"validation": 0.9, "test": 0.1}, ValueError, "held out are validation 0.9 and test 0.1"),
         ({"validation": math.nan}, ValueError, "held out are validation nan and test 0.0"),
-        ({"tokens": "letters"}, ValueError, 'tokens is "letters": choose one of characters, '),
+        (
+            {"tokens": "letters"},
+            ValueError,
+            'tokens is "letters", and no folder here is called so: ',
+        ),
+        (
+            {"path": "table.csv"},
+            DataError,
+            "^table.csv is a table: name the column that is to be read",
+        ),
+        ({"tokens": "hub"}, DataError, "^hub is a preset without assets/tokenizer: save the whole"),
         ({"tokens": "none.json"}, DataError, r"none\.json cannot be read"),
         ({"tokens": "bad.json"}, DataError, r"bad\.json is no tokenizer\.json \("),
         ({"tokens": "null.json"}, DataError, r"null\.json is no tokenizer\.json \("),
@@ -187,6 +197,10 @@ def test_what_cannot_be_done_is_said_in_one_line(arguments, kind, message, folde
     (folder / "empty").mkdir()
     (folder / "empty.txt").touch()
     (folder / "short.txt").write_text("a")
+    (folder / "table.csv").write_text("number,text\n1,a\n")
+    (folder / "hub").mkdir()
+    (folder / "hub/metadata.json").touch()
+    (folder / "hub/tokenizer.json").write_text('{"registered_name": "GPT2Tokenizer"}')
     (folder / "bad.json").write_text(json.dumps({"tokens": "words"}))
     (folder / "null.json").write_text(json.dumps({"tokens": "words", "vocabulary": None}))
     with pytest.raises(kind, match=message) as error:
