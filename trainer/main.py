@@ -224,7 +224,7 @@ def evaluate(line: flags.CommandLine, arguments: Sequence[str]) -> None:
             compared = _compared(line, trainer, judge)
     if not trainer.cluster.chief:
         return
-    title = f"{line.workdir}, step {step}"
+    title = ", ".join([str(line.workdir), f"step {step}", *line.gin_params])
     if metrics:
         # It says of how much text it is, once it is computed.
         beside = {str(trainer.experiment.baseline): baseline} if baseline else {}
@@ -298,7 +298,9 @@ def _print_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> None
     table.add_column("metric")
     for name in columns:
         table.add_column(name, justify="right")
-    for name in sorted({name for column in columns.values() for name in column}):
+    names = {name for column in columns.values() for name in column}
+    # loss_at_16 comes after loss_at_2.
+    for name in sorted(names, key=lambda name: re.sub(r"\d+", lambda n: n[0].zfill(9), name)):
         cells = (f"{column[name]:.6g}" if name in column else "" for column in columns.values())
         table.add_row(name, *cells)
     print(title)

@@ -153,7 +153,9 @@ def test_words_have_a_perplexity_of_each_part(tmp_path, capsys):
         streams = ["streams=1", f'part="{part}"']
         of = [f"--gin_param=validation/TextStreams.{change}" for change in streams]
         assert main(["evaluate", *run, *of]) == 0
-        return json.loads(capsys.readouterr().out.splitlines()[-1])
+        out = capsys.readouterr().out
+        assert f"{validation}, step 2, validation/TextStreams.streams=1, validation" in out
+        return json.loads(out.splitlines()[-1])
 
     validation, test = evaluated("valid", "validation"), evaluated("valid", "test")
     assert test == evaluated("test", "validation")

@@ -878,14 +878,18 @@ def test_evaluate_and_sample_take_the_run(lockstep, tmp_path: Path, monkeypatch)
     assert (code, said) == (0, "anchor best\n")
     assert json.loads(out.splitlines()[-1]) == {"step": 2, "accuracy": 0.5, "loss": 1.25}
     assert "w, step 2" in out and "1.25" in out and "compass" not in out and "baseline" not in out
-    monkeypatch.setattr(PaperTrainer, "baseline", lambda self: {"loss": 2.5})
+    baseline = {"loss": 2.5, "loss_at_16": 3.0, "loss_at_2": 4.0}
+    monkeypatch.setattr(PaperTrainer, "baseline", lambda self: baseline)
     code, out, _ = lockstep("evaluate --workdir=w")
     *table, results = out.splitlines()
     assert [row.strip("│┃ ").split() for row in table if "loss" in row or "metric" in row] == [
         ["metric", "┃", "mean", "┃", "compass"],
         ["loss", "│", "1.25", "│", "2.5"],
+        ["loss_at_2", "│", "│", "4"],
+        ["loss_at_16", "│", "│", "3"],
     ]
-    assert json.loads(results) == {"step": 3, "accuracy": 0.5, "loss": 1.25, "baseline/loss": 2.5}
+    beside = {f"baseline/{name}": value for name, value in baseline.items()}
+    assert json.loads(results) == {"step": 3, "accuracy": 0.5, "loss": 1.25, **beside}
 
     assert lockstep("sample --workdir=w --seed=7") == (
         0,
