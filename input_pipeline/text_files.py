@@ -110,9 +110,10 @@ def read_text(path: str, column: str | None = None) -> str:
     """
     if column is None:
         files = files_of(path)
-        if files[0].suffix in TABLES:
+        if files[0].suffix in TABLES and files[0].is_file():
             raise DataError(
-                f"{path} is a table: name the column that is to be read, or rename the file to .txt if all of it is"
+                f"{path} is a table: name the column that is to be read (text_files.column, --column), or rename the file to .txt "
+                "if all of it is"
             )
         return "\n".join(map(read_utf8, files))
     return "\n".join(read_column(file, column) for file in files_of(path, TABLES))
@@ -133,7 +134,9 @@ def files_of(path: str, suffixes: Sequence[str] = (".txt",)) -> list[pathlib.Pat
     files = sorted(file for file in there if file.suffix in suffixes and not file.is_dir())
     if not files:
         named = " or ".join(f"*{suffix}" for suffix in suffixes)
-        raise DataError(f"{path} has no files {named}: name a folder that has, or a file")
+        raise DataError(
+            f"{path} has no files {named}: name a folder that has, or a file, and of tables the column"
+        )
     return files
 
 
@@ -170,10 +173,10 @@ def _make_tokenizer(
         if vocabulary is None:
             raise ValueError("vocabulary is None: say how many subwords, such as 8192")
         return (Subwords if tokens == "subwords" else SentencePieces).of(text, vocabulary)
-    if tokens.endswith((".json", ".model")) or os.path.isdir(os.path.expanduser(tokens)):
+    if tokens.endswith((".json", ".model", ".spm")) or os.path.isdir(os.path.expanduser(tokens)):
         return load_tokenizer(tokens)
     raise ValueError(
-        f'tokens is "{tokens}", and no folder here is called so: choose one of {", ".join(TOKENS)}, or the path of a tokenizer.json '
+        f'tokens is "{tokens}", and no folder is called so: choose one of {", ".join(TOKENS)}, or the path of a tokenizer.json '
         "or a .model, or of a folder that has one"
     )
 
@@ -189,7 +192,7 @@ def load_tokenizer(path: str) -> Tokenizer:
     file = pathlib.Path(os.path.expanduser(path))
     if (file / ASSETS).is_dir():
         file = _assets(file)
-    elif (file / "metadata.json").exists():
+    elif _is_preset(file):
         raise DataError(
             f"{path} is a preset without {ASSETS}: save the whole model by save_to_preset"
         )
@@ -207,6 +210,12 @@ def load_tokenizer(path: str) -> Tokenizer:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{file} is no tokenizer.json ({error}): name another") from None
+
+
+def _is_preset(folder: pathlib.Path) -> bool:
+    """Whether keras-hub's save_to_preset left it."""
+    metadata = folder / "metadata.json"
+    return metadata.is_file() and '"keras_version"' in read_utf8(metadata)
 
 
 def _assets(preset: pathlib.Path) -> pathlib.Path:

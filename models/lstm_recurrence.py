@@ -76,14 +76,14 @@ def recurrence(
             d_outputs = tf.transpose(d_outputs, [1, 0, 2])
             d_z, d_h, d_c = backward(d_outputs, d_c, kept, mask, low_recurrent_kernel)
             before = tf.concat([low_h[tf.newaxis], outputs[:-1]], 0)
-            # The bias is the weights of an input of 1, whose gradient would else be another pass over that of the gates.
+            # The bias counts as weights of an input of 1: alone, its gradient would be another pass over that of the gates.
             ones = tf.ones([*x.shape[:1], tf.shape(x)[1], 1], low)
             multiplied = tf.concat([x, _masked(before, mask), ones], 2)
             d_weights = tf.matmul(_rows(multiplied), _rows(d_z), transpose_a=True)
             *d_kernels, d_bias = tf.split(tf.cast(d_weights, dtype), [x.shape[2], h.shape[1], 1])
-            if compiled:  # XLA's einsum on a TPU is of the lowest precision.
+            if compiled:  # XLA's einsum knows no precision: a TPU takes the lowest.
                 d_x = tf.reshape(tf.matmul(_rows(d_z), low_kernel, transpose_b=True), tf.shape(x))
-            else:  # It transposes the kernel first, and a product not, which has three quarters of the speed with AVX-512.
+            else:  # As a product with transpose_b it has three quarters of the speed with AVX-512.
                 d_x = tf.einsum("tbz,iz->tbi", d_z, low_kernel)
             return tf.transpose(d_x, [1, 0, 2]), *d_kernels, d_bias[0], d_h, d_c
 

@@ -92,5 +92,5 @@ class Zoneout:
                 f"{layer.name} keeps its state at a rate of {rate}: give it noise to train"
             )
         drawn = noise(name).bernoulli(rate, [time, layer.units])
-        # Transposed as numbers: of booleans oneDNN says in red that it cannot.
+        # As numbers: that it cannot transpose booleans oneDNN says on stderr.
         return tf.transpose(tf.cast(drawn, dtype), [1, 0, 2])

@@ -212,7 +212,7 @@ def connect(hardware: Hardware, note: Callable[[str], None] = lambda line: None)
     wanted = hardware.replicas or (1 if name == "one_device" else len(devices))
     if wanted > len(devices):
         raise UsageError(
-            f"{wanted} replicas need as many devices, and this machine has {len(devices)}: use --replicas={len(devices)}, "
+            f"{wanted} replicas need {wanted} devices, and there are {len(devices)}: use --replicas={len(devices)}, "
             f"or --virtual_devices={wanted} to split the CPU"
         )
     devices = devices[:wanted]

@@ -213,16 +213,16 @@ def _explain(error: SyntaxError) -> str:
     message = str(error.msg)
     token = re.search(r"Failed to parse token '(.*)'", message)
     source = (error.text or "").strip()
-    name, equals, value = (part.strip() for part in source.partition("="))
-    bare = equals and value[:1] not in {*"\"'([{"}
-    if bare and ("Unable to parse value" in message or (token and token[1] != value)):
-        text = render(value).replace("'", '"')
-        return (
-            f"the value {value} is not a literal: a text needs quotes, --gin_param='{name}={text}'"
-        )
+    name, equals, value = source.partition("=")
     if token:
-        word = token[1]
+        path = re.fullmatch(
+            r"[\w.~-]*/[\w./-]*", value.strip()
+        )  # Of which the token is but the beginning.
+        word = path[0] if path else token[1]
         return f'the value {word} is not a literal: a text needs quotes ("{word}"), a name @ or %'
+    if equals and "Unable to parse value" in message and value.strip()[:1] not in {*"\"'([{"}:
+        text = render(value.strip()).replace("'", '"')
+        return f"the value {value.strip()} is not a literal: a text needs quotes, --gin_param='{name.strip()}={text}'"
     return f"cannot read {source!r}: {' '.join(message.split()).rstrip('.')}"
 
 

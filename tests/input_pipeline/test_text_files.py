@@ -177,13 +177,19 @@ def test_a_file_that_is_not_utf_8_is_named_with_the_place(folder):
         (
             {"tokens": "letters"},
             ValueError,
-            'tokens is "letters", and no folder here is called so: ',
+            'tokens is "letters", and no folder is called so: ',
         ),
         (
             {"path": "table.csv"},
             DataError,
             "^table.csv is a table: name the column that is to be read",
         ),
+        (
+            {"path": "none.csv"},
+            DataError,
+            r"^none.csv cannot be read \(No such file or directory\)",
+        ),
+        ({"path": "hub"}, DataError, r"^hub has no files \*\.txt: .* and of tables the column$"),
         ({"tokens": "hub"}, DataError, "^hub is a preset without assets/tokenizer: save the whole"),
         ({"tokens": "none.json"}, DataError, r"none\.json cannot be read"),
         ({"tokens": "bad.json"}, DataError, r"bad\.json is no tokenizer\.json \("),
@@ -199,7 +205,7 @@ def test_what_cannot_be_done_is_said_in_one_line(arguments, kind, message, folde
     (folder / "short.txt").write_text("a")
     (folder / "table.csv").write_text("number,text\n1,a\n")
     (folder / "hub").mkdir()
-    (folder / "hub/metadata.json").touch()
+    (folder / "hub/metadata.json").write_text('{"keras_version": "3.15.1"}')
     (folder / "hub/tokenizer.json").write_text('{"registered_name": "GPT2Tokenizer"}')
     (folder / "bad.json").write_text(json.dumps({"tokens": "words"}))
     (folder / "null.json").write_text(json.dumps({"tokens": "words", "vocabulary": None}))

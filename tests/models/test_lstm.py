@@ -253,8 +253,18 @@ def test_initial_weights():
 
 def test_an_unknown_batch_size():
     layer = make()
-    call = tf.function(layer, input_signature=[tf.TensorSpec([None, TIME, INPUTS], tf.float64)])
-    np.testing.assert_allclose(call(X)[0], layer(X)[0], rtol=1e-14)
+
+    def gradients(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            outputs, _ = layer(x)
+            loss = tf.reduce_sum(outputs**2)
+        return outputs, *tape.gradient(loss, [x, *layer.trainable_variables])
+
+    signature = [tf.TensorSpec([None, TIME, INPUTS], tf.float64)]
+    found = tf.function(gradients, input_signature=signature)(X)
+    for one, other in zip(found, gradients(tf.constant(X)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
 
 
 def test_a_width_below_one():

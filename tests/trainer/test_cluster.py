@@ -132,7 +132,7 @@ def test_devices_and_strategy(hardware, kind, devices):
         ),
         (
             Hardware(replicas=5),
-            "5 replicas need as many devices, and this machine has 4: use --replicas=4, or --virtual_devices=5 to split the CPU",
+            "5 replicas need 5 devices, and there are 4: use --replicas=4, or --virtual_devices=5 to split the CPU",
         ),
         (
             Hardware(replicas=4, virtual_devices=2),

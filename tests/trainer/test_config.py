@@ -264,9 +264,10 @@ def test_parameter_from_the_command_line_is_named(registry, write) -> None:
         "--gin_param='Cake.name=\"/a/sponge\"'"
     )
     assert line(registry, "Cake.name=a/sponge.txt", names=("bake",)) == (
-        "--gin_param Cake.name=a/sponge.txt: the value a/sponge.txt is not a literal: a text needs quotes, "
-        "--gin_param='Cake.name=\"a/sponge.txt\"'"
+        "--gin_param Cake.name=a/sponge.txt: the value a/sponge.txt is not a literal: a text needs quotes "
+        '("a/sponge.txt"), a name @ or %'
     )
+    assert '("sponge"), a name @ or %' in line(registry, "Cake.name=sponge(1)", names=("bake",))
 
 
 def test_what_a_replaced_value_needed_is_left_out(registry, write) -> None:

@@ -126,7 +126,7 @@ def test_problems_are_all_shown_and_the_first_is_the_code(run, tmp_path):
             "--replicas=9",
             {},
             64,
-            "9 replicas need as many devices, and this machine has 4: use --replicas=4, or --virtual_devices=9 to split the CPU",
+            "9 replicas need 9 devices, and there are 4: use --replicas=4, or --virtual_devices=9 to split the CPU",
         ),
         (
             "--strategy=multi_worker",
