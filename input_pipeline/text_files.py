@@ -176,7 +176,7 @@ def _make_tokenizer(
     if tokens.endswith((".json", ".model", ".spm")) or os.path.isdir(os.path.expanduser(tokens)):
         return load_tokenizer(tokens)
     raise ValueError(
-        f'tokens is "{tokens}", and no folder is called so: choose one of {", ".join(TOKENS)}, or the path of a tokenizer.json '
+        f'tokens is "{tokens}": no folder is called so, choose one of {", ".join(TOKENS)}, or the path of a tokenizer.json '
         "or a .model, or of a folder that has one"
     )
 

@@ -433,7 +433,7 @@ def damage_packed(folder):
         ("text nowhere mnist", None, 73, "mnist is there already: remove it"),
         ("text folder packed", None, 65, "folder has no files *.txt"),
         ("text text packed --column=x", write_text, 65, "text is no table: name a file .csv"),
-        ("text text packed --tokens=letters", write_text, 64, "--tokens=letters: choose one"),
+        ("text text packed --tokens=letters", write_text, 64, "--tokens=letters: no folder is"),
         (
             "text text packed --validation=other",
             write_accents,

@@ -177,7 +177,7 @@ def test_a_file_that_is_not_utf_8_is_named_with_the_place(folder):
         (
             {"tokens": "letters"},
             ValueError,
-            'tokens is "letters", and no folder is called so: ',
+            'tokens is "letters": no folder is called so, choose',
         ),
         (
             {"path": "table.csv"},
