@@ -77,8 +77,7 @@ def recurrence(
             d_z, d_h, d_c = backward(d_outputs, d_c, kept, mask, low_recurrent_kernel)
             before = tf.concat([low_h[tf.newaxis], outputs[:-1]], 0)
             # The bias counts as weights of an input of 1: alone, its gradient would be another pass over that of the gates.
-            ones = tf.ones([*x.shape[:1], tf.shape(x)[1], 1], low)
-            multiplied = tf.concat([x, _masked(before, mask), ones], 2)
+            multiplied = tf.concat([x, _masked(before, mask), tf.ones_like(x[:, :, :1])], 2)
             d_weights = tf.matmul(_rows(multiplied), _rows(d_z), transpose_a=True)
             *d_kernels, d_bias = tf.split(tf.cast(d_weights, dtype), [x.shape[2], h.shape[1], 1])
             if compiled:  # XLA's einsum knows no precision: a TPU takes the lowest.

@@ -215,9 +215,8 @@ def _explain(error: SyntaxError) -> str:
     source = (error.text or "").strip()
     name, equals, value = source.partition("=")
     if token:
-        path = re.fullmatch(
-            r"[\w.~-]*/[\w./-]*", value.strip()
-        )  # Of which the token is but the beginning.
+        # Of a path the token is but the beginning.
+        path = re.fullmatch(r"[\w.~-]*/[\w./-]*", value.strip())
         word = path[0] if path else token[1]
         return f'the value {word} is not a literal: a text needs quotes ("{word}"), a name @ or %'
     if equals and "Unable to parse value" in message and value.strip()[:1] not in {*"\"'([{"}:
